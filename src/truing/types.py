@@ -1,0 +1,166 @@
+"""The records that flow through Truing, in the order they flow.
+
+Legend of shape suffixes used everywhere: B batch (sequences), T time (completion tokens, right-padded), N packed
+tokens of a batch, G group, V vocabulary, D width.
+
+``trained`` is True where a token counts in the loss; there is no second mask with the opposite meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Status(StrEnum):
+    """How a score came to be. Only OK and WRONG carry a value that may be trained on."""
+
+    OK = "ok"
+    WRONG = "wrong"
+    UNPARSED = "unparsed"
+    TIMED_OUT = "timed_out"
+    CRASHED = "crashed"
+    NON_FINITE = "non_finite"
+
+    @property
+    def usable(self) -> bool:
+        return self in (Status.OK, Status.WRONG)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One reward: its value, the named parts it was made of, and how it came to be.
+
+    ``Score(0.8, {"rm": 1.0, "length": -0.2})`` is a reward of 0.8. A failed one keeps ``value = nan`` and a status that
+    says why; it is left out of every mean and counted.
+    """
+
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+    status: Status = Status.OK
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: ``role`` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+Messages = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A conversation to imitate: every assistant turn of it is trained.
+
+    ``source`` is ``file:line`` (or ``hub-id#row``), for messages to people.
+    """
+
+    messages: Messages
+    id: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two completions of one prompt; ``chosen`` was judged better, by ``margin`` when the data says so."""
+
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+    id: str
+    source: str
+    margin: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Something to answer. ``extra`` holds the row's other columns (a gold answer, say), for verifiers."""
+
+    messages: Messages
+    id: str
+    source: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One completion with a thumb up (True) or down (False): unpaired feedback."""
+
+    prompt: Messages
+    completion: Messages
+    label: bool
+    id: str
+    source: str
+
+
+Record = Demonstration | Preference | Prompt | Judged
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One tokenised sequence. ``trained[i]`` is True where predicting ``ids[i]`` counts in the loss.
+
+    Example: ids ``[u1 u2 a1 a2 end]`` with trained ``[F F T T T]``: the completion and its end-of-turn token.
+    """
+
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    id: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """A tokenised preference: both sequences are prompt + completion."""
+
+    chosen: Tokens
+    rejected: Tokens
+    margin: float = 0.0
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What a sampler produced, token for token; nothing in it was decoded and re-encoded.
+
+    Attributes:
+        prompts: the prompt's token ids, one list a sequence.
+        completion_BT: sampled token ids, right-padded with ``pad``; the end-of-turn token is included when sampled.
+        trained_BT: True at real completion tokens (the end-of-turn token counts), False at padding.
+        sampler_logp_BT: the sampler's own log-probability of each token *at the temperature and truncation used*; 0 at padding.
+        finished_B: True where the completion ended by itself (an end-of-turn token), False where it was cut off.
+        temperature: the logits were divided by this.
+        version: the weight version (number of updates) that made it.
+    """
+
+    prompts: list[list[int]]
+    completion_BT: Tensor
+    trained_BT: Tensor
+    sampler_logp_BT: Tensor
+    finished_B: Tensor
+    temperature: float
+    version: int
+
+    @property
+    def lengths_B(self) -> Tensor:
+        return self.trained_BT.sum(-1)
+
+    def select(self, rows: list[int]) -> Rollout:
+        """The rollout of some of the samples."""
+        parts = (t[rows] for t in (self.completion_BT, self.trained_BT, self.sampler_logp_BT, self.finished_B))
+        return Rollout([self.prompts[i] for i in rows], *parts, self.temperature, self.version)
+
+    def sequences(self) -> list[list[int]]:
+        """Prompt + completion of each sample, without padding."""
+        rows = self.completion_BT.tolist()
+        return [p + row[:n] for p, row, n in zip(self.prompts, rows, self.lengths_B.tolist(), strict=True)]
