@@ -1,0 +1,146 @@
+"""A causal language model as hidden states of packed sequences, under any adapter.
+
+`Backbone` reads the weights of a transformers model, shared, not copied. Models of the Llama shape run through the lean
+forward of this package (`models/llama.py`); every other decoder runs through its own transformers forward. Methods
+see one call: ``hidden(pack, adapter)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from truing.config import Lora
+from truing.errors import ModelError
+from truing.models import llama
+from truing.models.adapters import Adapter
+from truing.models.pack import Pack
+from truing.seeds import stream
+
+log = logging.getLogger(__name__)
+
+
+class Backbone:
+    """One set of base weights. Layers below ``depth`` carry no adapter and no gradient: they run once a pack."""
+
+    def __init__(self, model: PreTrainedModel, *, lora: Lora | None, lean: bool = True, trunk_dtype: torch.dtype = torch.float32) -> None:
+        self.model = model
+        self.lora = lora
+        layers = _decoder_layers(model)
+        self.depth = len(layers) - min(lora.layers or len(layers), len(layers)) if lora else 0
+        if lora and (lora.layers or 0) > len(layers):
+            raise ModelError(f"lora.layers={lora.layers}, but the model has {len(layers)} layers; use at most that, or null for all")
+        self.targets = _linear_shapes(model, layers, self.depth) if lora else {}
+        model.requires_grad_(lora is None)
+        self.lean = lean and llama.fits(model)
+        if lean and not self.lean:
+            log.info("model type %r runs through transformers' own forward (slower)", model.config.model_type)
+        if self.lean:
+            for layer in layers[: self.depth]:
+                layer.to(trunk_dtype)
+        self.trunk_dtype = trunk_dtype if self.depth else torch.float32
+        self._active: Adapter | None = None
+        if not self.lean:
+            self._hook()
+
+    # -- roles ---------------------------------------------------------------------------------------------------
+    def adapter(self, seed: int, purpose: str) -> Adapter:
+        """A fresh trainable adapter: changes nothing until it is trained."""
+        if self.lora is None:
+            raise ModelError("this backbone trains every weight (lora: null), so it takes no adapter")
+        return Adapter(self.targets, self.lora, seed=stream(seed, "adapter"), purpose=purpose)
+
+    def frozen_copy(self) -> Backbone:
+        """The same weights, copied and without gradient: the reference of full fine-tuning."""
+        twin = Backbone(copy.deepcopy(self.model), lora=None, lean=self.lean)
+        twin.model.requires_grad_(False)
+        return twin
+
+    # -- forward -------------------------------------------------------------------------------------------------
+    def hidden(self, pack: Pack, adapter: Adapter | None = None) -> Tensor:
+        """Final hidden states ``[N, D]`` (after the last normalisation), float32."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit and pack.shape[1] > limit:
+            raise ModelError(f"a sequence of {pack.shape[1]} tokens exceeds the model's context of {limit}; lower max_length or max_new_tokens")
+        if not self.lean:
+            return self._transformers_hidden(pack, adapter)
+        if self.depth == 0:
+            return llama.run(self.model, llama.embed(self.model, pack), pack, 0, adapter)
+        if self not in pack.trunk:
+            with torch.no_grad():
+                x_ND = llama.embed(self.model, pack).to(self.trunk_dtype)
+                pack.trunk[self] = llama.run_layers(self.model, x_ND, pack, 0, self.depth, None).float()
+        return llama.run(self.model, pack.trunk[self], pack, self.depth, adapter)
+
+    def _transformers_hidden(self, pack: Pack, adapter: Adapter | None) -> Tensor:
+        ids_BT = pack.grid(pack.ids_N)
+        real_BT = torch.arange(pack.shape[1]) < torch.tensor(pack.lengths)[:, None]
+        with self.under(adapter):
+            out = self.model.base_model(input_ids=ids_BT, attention_mask=real_BT.long(), use_cache=False)
+        return pack.flat(out.last_hidden_state).float()
+
+    @contextlib.contextmanager
+    def under(self, adapter: Adapter | None) -> Iterator[None]:
+        """Run transformers' own forward with this adapter's term added (backbones that are not lean)."""
+        self._active = adapter
+        try:
+            yield
+        finally:
+            self._active = None
+
+    def _hook(self) -> None:
+        modules = dict(self.model.named_modules())
+        for path in self.targets:
+            modules[path].register_forward_hook(self._delta(path))
+
+    def _delta(self, path: str) -> Any:
+        def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            pair = self._active.pair(path) if self._active is not None else None
+            if pair is None or self._active is None:
+                return None
+            return output + ((inputs[0] @ pair[0].T) @ pair[1].T) * self._active.scale
+
+        return add
+
+    # -- head ----------------------------------------------------------------------------------------------------
+    @property
+    def head_weight(self) -> Tensor:
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        return getattr(self.model.get_output_embeddings(), "bias", None)
+
+    @property
+    def width(self) -> int:
+        return int(self.head_weight.shape[1])
+
+
+def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    found = [m for _, m in model.base_model.named_modules() if isinstance(m, nn.ModuleList)]
+    if not found:
+        raise ModelError(f"model type {model.config.model_type!r} has no list of decoder layers; use a transformers causal decoder")
+    return max(found, key=len)
+
+
+def _linear_shapes(model: PreTrainedModel, layers: nn.ModuleList, depth: int) -> dict[str, tuple[int, int]]:
+    """Module path -> (out, in) of every linear layer in the adapted layers (Schulman et al. 2025: all of them, not attention alone)."""
+    wanted = {id(m) for layer in list(layers)[depth:] for m in layer.modules()}
+    shapes: dict[str, tuple[int, int]] = {}
+    for path, module in model.named_modules():
+        if id(module) in wanted and getattr(module, "weight", None) is not None and module.weight.ndim == 2:
+            kind = type(module).__name__
+            if isinstance(module, nn.Linear):
+                shapes[path] = (module.weight.shape[0], module.weight.shape[1])
+            elif kind == "Conv1D":  # GPT-2 stores its linear weights transposed
+                shapes[path] = (module.weight.shape[1], module.weight.shape[0])
+    if not shapes:
+        raise ModelError(f"model type {model.config.model_type!r} has no linear layers to adapt; use lora: null")
+    return shapes

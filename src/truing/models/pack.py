@@ -1,0 +1,73 @@
+"""A batch of sequences laid end to end: no padding work in anything but attention.
+
+Shapes: N tokens in all, B sequences, T the longest of them. `Pack.grid` and `Pack.flat` move between the packed layout
+``[N, ...]`` and the right-padded one ``[B, T, ...]`` that attention uses (causal attention over right padding needs no mask).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from truing.errors import ModelError
+
+
+class Pack:
+    """Token ids of B sequences, end to end, and what frozen layers made of them (computed once, shared by all roles)."""
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        if not sequences or any(len(s) == 0 for s in sequences):
+            raise ModelError(f"a batch needs at least one sequence and no empty one; got lengths {[len(s) for s in sequences][:8]}")
+        self.lengths = [len(s) for s in sequences]
+        self.ids_N = torch.tensor([token for s in sequences for token in s], dtype=torch.long)
+        self.trunk: dict[Hashable, Tensor] = {}
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        lengths = torch.tensor(self.lengths)
+        self.starts = (lengths.cumsum(0) - lengths).tolist()
+        longest = max(self.lengths)
+        time = torch.arange(longest)
+        real = time < lengths[:, None]
+        self.shape = (len(self.lengths), longest)
+        self.is_rectangle = bool(real.all())
+        self.positions_N = time.expand(self.shape)[real]
+        self._real_flat = real.flatten().nonzero().squeeze(-1)
+        self._grid_rows = torch.where(real, torch.tensor(self.starts)[:, None] + time, 0).flatten()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids_N)
+
+    def grid(self, x_N: Tensor) -> Tensor:
+        """``[N, ...] -> [B, T, ...]``; cells past a sequence's end hold some other token's row and must not be read."""
+        rows = x_N if self.is_rectangle else x_N.index_select(0, self._grid_rows)
+        return rows.reshape(*self.shape, *x_N.shape[1:])
+
+    def flat(self, x_BT: Tensor) -> Tensor:
+        """``[B, T, ...] -> [N, ...]``, dropping the padding."""
+        rows = x_BT.reshape(-1, *x_BT.shape[2:])
+        return rows if self.is_rectangle else rows.index_select(0, self._real_flat)
+
+    def spans(self, first: Sequence[int], last: Sequence[int]) -> Tensor:
+        """Packed indices of positions ``first[b] .. last[b] - 1`` of every sequence, in order."""
+        return torch.cat([torch.arange(s + a, s + b) for s, a, b in zip(self.starts, first, last, strict=True)])
+
+    def last(self) -> Tensor:
+        """Packed index of every sequence's last token, ``[B]``."""
+        return torch.tensor([s + n - 1 for s, n in zip(self.starts, self.lengths, strict=True)])
+
+    def select(self, rows: Sequence[int]) -> Pack:
+        """The pack of some of the sequences; what the frozen layers made is carried over, not computed again."""
+        part = object.__new__(Pack)
+        part.lengths = [self.lengths[r] for r in rows]
+        index = torch.cat([torch.arange(self.starts[r], self.starts[r] + self.lengths[r]) for r in rows])
+        part.ids_N = self.ids_N[index]
+        part.trunk = {key: value[index] for key, value in self.trunk.items()}
+        part._lay_out()
+        return part

@@ -1,0 +1,210 @@
+"""Four roles, one backbone: policy, reference, reward and value models are adapters and heads over the same weights.
+
+A saved role is a folder. With LoRA it holds `adapter_model.safetensors` and `adapter_config.json` (the layout of peft,
+which loads it), `head.safetensors` for a scorer, and `truing.json`: which base it belongs to, with the hash of the
+base's weights. With full fine-tuning it is an ordinary transformers folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from truing.config import Lora, Stage
+from truing.errors import ConfigError, ModelError
+from truing.models.adapters import Adapter
+from truing.models.backbone import Backbone
+from truing.models.heads import ScalarHead
+from truing.models.load import load_model, load_tokenizer, save_model
+from truing.models.pack import Pack
+from truing.models.precision import fast_float32, has_bfloat16
+
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass
+class Role:
+    """A backbone under an adapter (None = as it is), with a scalar head when it scores."""
+
+    backbone: Backbone
+    adapter: Adapter | None = None
+    head: ScalarHead | None = None
+
+    def hidden(self, pack: Pack) -> Tensor:
+        """Final hidden states ``[N, D]``."""
+        return self.backbone.hidden(pack, self.adapter)
+
+    def score(self, pack: Pack) -> Tensor:
+        """The head's output at every sequence's last token, ``[B]``."""
+        return self.values(pack, pack.last())
+
+    def values(self, pack: Pack, positions: Tensor) -> Tensor:
+        """The head's output at packed positions ``[M]``."""
+        if self.head is None:
+            raise ModelError("this model has no scalar head; give a reward model (a folder written by `truing reward`)")
+        return self.head(self.hidden(pack)[positions])
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name."""
+        named: dict[str, nn.Parameter] = {}
+        if self.adapter is not None:
+            named |= {f"adapter.{k}": v for k, v in self.adapter.tensors().items()}  # type: ignore[misc]
+        elif self.backbone.lora is None:
+            named |= {f"model.{k}": v for k, v in self.backbone.model.named_parameters()}
+        if self.head is not None:
+            named |= {f"head.{k}": v for k, v in self.head.named_parameters()}
+        return {k: v for k, v in named.items() if v.requires_grad}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a role comes from: a base model and, when it was saved by a LoRA stage, the adapter and head on top."""
+
+    base: str
+    folder: Path | None = None
+    lora: Lora | None = None
+    trunk: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        return {k.removeprefix(PEFT_PREFIX).replace(".lora_A.weight", ".A").replace(".lora_B.weight", ".B"): v for k, v in load_file((self.folder or Path()) / "adapter_model.safetensors").items()}  # fmt: skip
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        path = (self.folder or Path()) / "head.safetensors"
+        if not path.exists():
+            raise ModelError(f"{self.folder}: no head.safetensors, so it cannot score; give a folder written by `truing reward`")
+        return load_file(path)
+
+
+def origin(name: str) -> Origin:
+    """Read what a model name stands for. Raises ModelError when a saved role's base has changed under it."""
+    folder = Path(name)
+    card = folder / "truing.json"
+    if not card.exists():
+        return Origin(name, folder if folder.is_dir() else None)
+    try:
+        data = json.loads(card.read_text())
+        lora = Lora(**data["lora"]) if data["lora"] else None
+        base, trunk = data["base"] or name, data["trunk"]
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{card}: not a model card that Truing wrote ({error}); train the stage again") from error
+    return Origin(base, folder, lora, trunk)
+
+
+def tokenizer_of(name: str) -> Any:
+    return load_tokenizer(origin(name).base)
+
+
+def open_backbone(name: str, options: Stage) -> tuple[Backbone, Origin]:
+    """The backbone behind a model name, ready for these options; an adapter of another shape is merged into the base."""
+    fast_float32()
+    source = origin(name)
+    model = load_model(source.base)
+    if source.lora is not None and source.lora != options.lora:
+        merge_into(model, source)
+        source = Origin(source.base)
+    dtype = torch.bfloat16 if wants_bfloat16(options) else torch.float32
+    return Backbone(model, lora=options.lora, trunk_dtype=dtype), source
+
+
+def wants_bfloat16(options: Stage) -> bool:
+    """Whether the frozen trunk runs in bfloat16 under these options."""
+    trunk = options.lora is not None and options.lora.layers is not None
+    if options.dtype == "bfloat16" and not trunk:
+        raise ConfigError("dtype=bfloat16 is the precision of the frozen layers below the adapters; set lora.layers, or dtype: float32")
+    return trunk and (options.dtype == "bfloat16" or (options.dtype == "auto" and has_bfloat16()))
+
+
+@torch.no_grad()
+def merge_into(model: nn.Module, source: Origin) -> None:
+    """W <- W + (alpha / rank) B A, in float32."""
+    lora = source.lora or Lora()
+    tensors = source.adapter_tensors()
+    for path, module in model.named_modules():
+        if f"{path}.A" in tensors:
+            delta = tensors[f"{path}.B"] @ tensors[f"{path}.A"] * (lora.alpha / lora.rank)
+            module.weight += delta.T if type(module).__name__ == "Conv1D" else delta  # type: ignore[operator]
+
+
+def policy_role(backbone: Backbone, source: Origin, *, seed: int, purpose: str, trained: bool = True) -> Role:
+    """The model as a trainable policy: its saved adapter, or a fresh one, or (full fine-tuning) the weights themselves."""
+    if backbone.lora is None:
+        return Role(backbone)
+    adapter = backbone.adapter(seed, purpose)
+    if source.lora is not None:
+        adapter.load(source.adapter_tensors(), str(source.folder))
+    return Role(backbone, adapter if trained else adapter.frozen())
+
+
+def reference_role(policy: Role, source: Origin, *, seed: int) -> Role:
+    """The policy as it starts, frozen: the adapter's copy or, with full fine-tuning, one frozen copy of the weights."""
+    if policy.backbone.lora is None:
+        return Role(policy.backbone.frozen_copy())
+    if source.lora is None:
+        return Role(policy.backbone)
+    return policy_role(policy.backbone, source, seed=seed, purpose="reference", trained=False)
+
+
+def open_role(name: str, *, share: Backbone | None = None, share_base: str | None = None, head: bool = False) -> Role:
+    """A saved model, frozen. It lives on `share` when base and adapter shape are the same, else on a backbone of its own.
+
+    Args:
+        head: also load its scalar head, which makes it a scorer.
+    """
+    saved = source = origin(name)
+    if share is not None and share.lora is not None and source.base == share_base and (source.lora == share.lora or (source.lora is None and not head)):
+        backbone = share
+    else:
+        backbone, source = open_backbone(name, Stage(lora=saved.lora, dtype=saved.trunk))
+        backbone.model.requires_grad_(False)
+    role = Role(backbone) if source.lora is None else policy_role(backbone, source, seed=0, purpose="saved", trained=False)
+    if head:
+        role.head = ScalarHead(backbone.width, seed=0, purpose="saved")
+        role.head.load_state_dict(saved.head_tensors())
+        role.head.requires_grad_(False)
+    return role
+
+
+def save_role(role: Role, folder: Path, *, base: str, tokenizer: Any = None) -> str:
+    """Write a role so that its name (the folder) can be given wherever a model can. Returns the weights' SHA-256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lora = role.backbone.lora
+    if role.adapter is not None and lora is not None:
+        named = {PEFT_PREFIX + k.removesuffix(".A").removesuffix(".B") + (".lora_A.weight" if k.endswith(".A") else ".lora_B.weight"): v.detach().contiguous() for k, v in role.adapter.tensors().items()}  # fmt: skip
+        save_file(named, folder / "adapter_model.safetensors")
+        _write_json(folder / "adapter_config.json", _peft_config(role.backbone, lora, base))
+    else:
+        save_model(role.backbone.model, tokenizer, folder)
+    if role.head is not None:
+        save_file({k: v.detach().contiguous() for k, v in role.head.state_dict().items()}, folder / "head.safetensors")
+    weights = role_hash(folder)
+    _write_json(folder / "truing.json", {"base": base if lora else None, "lora": lora.model_dump() if lora else None, "trunk": str(role.backbone.trunk_dtype).removeprefix("torch."), "scores": role.head is not None, "weights_sha256": weights})
+    return weights
+
+
+def role_hash(folder: Path) -> str:
+    """SHA-256 over a role's safetensors files, in name order."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _peft_config(backbone: Backbone, lora: Lora, base: str) -> Mapping[str, Any]:
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none",
+        "target_modules": sorted({path.rsplit(".", 1)[-1] for path in backbone.targets}),
+        "layers_to_transform": sorted({int(part) for path in backbone.targets for part in path.split(".") if part.isdigit()}),
+    }  # fmt: skip
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
