@@ -1,0 +1,128 @@
+"""The only place that changes weights: accumulate micro-batches, clip, step; refuse non-finite numbers, survive out-of-memory.
+
+Losses arrive already divided by the whole batch's count (`maths.reduce`), so the parts add up and the cut into
+micro-batches cannot change the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from truing.data.batches import by_token_budget
+from truing.errors import ModelError, NonFiniteError
+
+MAX_SKIPS = 5  # consecutive updates with a non-finite gradient before the run stops
+
+
+class Learner:
+    """AdamW over named parameters, with warm-up, schedule, global gradient-norm clipping and bounded retries.
+
+    Args:
+        params: trainable parameters by name; names are what checkpoints store.
+        total: updates over the whole run, for the schedule.
+        lr_of: learning rate of a name; None gives `lr` to all.
+
+    Source: Loshchilov and Hutter 2019 (arXiv 1711.05101). eps = 1e-5 as in openai/baselines PPO (Huang et al. 2022, detail 3).
+    """
+
+    def __init__(
+        self, params: Mapping[str, nn.Parameter], *, lr: float, total: int, warmup: float = 0.0, schedule: str = "constant", weight_decay: float = 0.0,
+        grad_clip: float = 1.0, micro_tokens: int = 4096, eps: float = 1e-8, lr_of: Callable[[str], float] | None = None,
+    ) -> None:  # fmt: skip
+        if not params:
+            raise ModelError("nothing to train: every weight is frozen")
+        self.params = dict(sorted(params.items()))
+        self.lr, self.total, self.warmup, self.schedule, self.grad_clip = lr, max(total, 1), warmup, schedule, grad_clip
+        self.micro_tokens = micro_tokens
+        self.updates = self.skipped = self.skipped_in_a_row = 0
+        groups = [{"params": [p], "lr": lr_of(name) if lr_of else lr} for name, p in self.params.items()]
+        self.base_lrs = [g["lr"] for g in groups]
+        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=eps, weight_decay=weight_decay)
+
+    def factor(self, update: int) -> float:
+        """The schedule's multiplier of the learning rate at an update (0-based)."""
+        rising = math.ceil(self.warmup * self.total)
+        if update < rising:
+            return (update + 1) / rising
+        left = max(0.0, (self.total - update) / max(1, self.total - rising))
+        return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[self.schedule]
+
+    def update(self, items: Sequence[int], lengths: Sequence[int], loss: Callable[[list[int]], Tensor]) -> dict[str, float]:
+        """One optimiser step on a batch.
+
+        Args:
+            items: what `loss` is called with, part by part; ``lengths[i]`` is the tokens of ``items[i]``.
+            loss: the part's share of the scalar loss, with gradient.
+
+        Returns ``loss``, ``grad/norm`` (before clipping), ``lr`` and ``skipped`` (1 when the update was left out).
+        Raises NonFiniteError after `MAX_SKIPS` skipped updates in a row.
+        """
+        self.adam.zero_grad(set_to_none=True)
+        value = self._accumulate(items, lengths, loss)
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.params.values() if p.grad is not None]))
+        finite = math.isfinite(norm) and math.isfinite(value)
+        factor = self.factor(self.updates)
+        if finite:
+            for group, base in zip(self.adam.param_groups, self.base_lrs, strict=True):
+                group["lr"] = base * factor
+            torch.nn.utils.clip_grad_norm_(self.params.values(), self.grad_clip)
+            self.adam.step()
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row >= MAX_SKIPS:
+                raise NonFiniteError(f"{MAX_SKIPS} updates in a row had a non-finite loss or gradient (loss {value}, norm {norm}); lower lr or look at the last samples")
+        self.updates += 1
+        self.adam.zero_grad(set_to_none=True)
+        return {"loss": value, "grad/norm": norm, "lr": self.lr * factor, "skipped": float(not finite)}
+
+    def _accumulate(self, items: Sequence[int], lengths: Sequence[int], loss: Callable[[list[int]], Tensor]) -> float:
+        while True:
+            try:
+                total = 0.0
+                for part in by_token_budget(lengths, self.micro_tokens):
+                    share = loss([items[i] for i in part])
+                    total += float(share.detach())
+                    share.backward()  # type: ignore[no-untyped-call]
+                return total
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error) or self.micro_tokens <= max(lengths):
+                    raise
+                self.micro_tokens = max(max(lengths), self.micro_tokens // 2)
+                self.adam.zero_grad(set_to_none=True)
+
+    # -- state -----------------------------------------------------------------------------------------------------
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Weights and moments, by group, for a checkpoint."""
+        moments = {name: self.adam.state.get(p, {}) for name, p in self.params.items()}
+        return {
+            "weights": {name: p.detach() for name, p in self.params.items()},
+            "adam": {f"{name}/{key}": state[key] for name, state in moments.items() for key in ("exp_avg", "exp_avg_sq") if key in state},
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {"updates": self.updates, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row, "micro_tokens": self.micro_tokens}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Put back what `tensors` and `state` gave."""
+        if set(tensors["weights"]) != set(self.params):
+            odd = sorted(set(tensors["weights"]) ^ set(self.params))
+            raise ModelError(f"the checkpoint's weights do not match this recipe, first at {odd[0]!r}; use the recipe it was written with")
+        for name, p in self.params.items():
+            p.copy_(tensors["weights"][name])
+            if f"{name}/exp_avg" in tensors["adam"]:
+                steps = torch.tensor(float(state["updates"] - state["skipped"]))
+                self.adam.state[p] = {"step": steps, **{k: tensors["adam"][f"{name}/{k}"].clone() for k in ("exp_avg", "exp_avg_sq")}}
+        self.updates, self.skipped, self.skipped_in_a_row = state["updates"], state["skipped"], state["skipped_in_a_row"]
+        self.micro_tokens = state["micro_tokens"]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

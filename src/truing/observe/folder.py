@@ -1,0 +1,177 @@
+"""Reading a finished, unfinished or damaged run folder, without ever changing it.
+
+A pipeline holds one folder per stage; a single stage's folder is read the same way. What cannot be read becomes a note
+for the reader of the report, because half a run still has something to tell.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+
+from truing.config import parse_yaml
+from truing.errors import DataError, TruingError
+from truing.observe.events import FILE, read_events
+from truing.observe.monitor import values_of
+
+ORDER = ("sft", "reward", "ppo", "evaluate", "stage")
+MOST_RECIPE = 100_000
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One stage as it lies on disk. ``method`` is sft, reward, ppo, evaluate or, when nothing tells, stage."""
+
+    name: str
+    folder: Path
+    method: str
+    events: list[dict[str, Any]]
+    done: Mapping[str, Any] | None
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        return [e for e in self.events if e["kind"] == kind]
+
+    def non_finite(self) -> Iterator[tuple[int, str, str]]:
+        """(step, metric, what was written) of every logged metric that is no finite number."""
+        for event in self.of_kind("metrics"):
+            for name, value in values_of(event).items():
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                    yield event["step"], name, "null" if value is None else str(value)[:40]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run: its stages in the order of the pipeline, the recipe's text, ``evaluation.json``, and notes on what is missing."""
+
+    folder: Path
+    stages: list[StageRun]
+    recipe: str | None
+    evaluation: dict[str, Any] | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def kl_target(self, stage: str) -> float | None:
+        """``kl.target`` of a stage's recipe; None when there is none or the recipe cannot be read."""
+        data = self._recipe_data()
+        stages = data.get("stages")
+        options = stages.get(stage, {}) if isinstance(stages, dict) else data
+        kl = options.get("kl") if isinstance(options, dict) else None
+        return number(kl.get("target")) if isinstance(kl, dict) else None
+
+    def _recipe_data(self) -> dict[str, Any]:
+        try:
+            data = parse_yaml(self.recipe or "", str(self.folder / "recipe.yaml"))
+        except (TruingError, yaml.YAMLError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
+
+def number(value: Any) -> float | None:
+    """``value`` when it is a finite number, else None."""
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if ok else None
+
+
+def read_run(folder: str | Path) -> RunFolder:
+    """Read a pipeline's or a single stage's folder.
+
+    Raises:
+        DataError: the folder is missing, or holds nothing that a run writes.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such run folder; `truing run RECIPE` makes one below runs/")
+    notes: list[str] = []
+    single = (folder / FILE).is_file()
+    parts = [folder] if single else sorted(p for p in folder.iterdir() if p.is_dir() and ((p / FILE).is_file() or (p / "evaluation.json").is_file()))
+    recipe = _text(folder / "recipe.yaml", notes)
+    evaluations = [p / "evaluation.json" for p in (folder, *parts) if (p / "evaluation.json").is_file()]
+    if not parts and not evaluations and recipe is None:
+        raise DataError(
+            f"{folder}: is no run folder: it holds neither {FILE}, nor stages with one, nor a recipe.yaml. Give the folder that `truing run` printed"
+        )
+    stages = sorted((_stage(p, notes) for p in parts), key=lambda s: (ORDER.index(s.method), s.name))
+    if not any(s.method != "evaluate" for s in stages):
+        notes.append("no training stage has an event log yet")
+    evaluation = _json(evaluations[0], notes) if evaluations else None
+    if not evaluations:
+        notes.append("evaluation.json is missing: the models were not compared on held-out prompts yet (`truing eval`)")
+    return RunFolder(folder, stages, recipe, evaluation, notes)
+
+
+def read_samples(stage: StageRun, notes: list[str]) -> tuple[int, list[dict[str, Any]]] | None:
+    """Step and rows of the newest samples file of a stage that has any whole row; bad rows are left out and noted."""
+    files = [(int(m[1]), p) for p in (stage.folder / "samples").glob("step-*.jsonl") if (m := re.fullmatch(r"step-(\d+)\.jsonl", p.name))]
+    for step, path in sorted(files, reverse=True):
+        rows = []
+        for line_number, line in enumerate(path.read_bytes().splitlines(), 1):
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                row = None
+            if isinstance(row, dict) and "completion" in row:
+                rows.append(row)
+            elif line.strip():
+                notes.append(f"{path}:{line_number}: not a sample; the line is left out")
+        if rows:
+            return step, rows
+    return None
+
+
+def _stage(folder: Path, notes: list[str]) -> StageRun:
+    events: list[dict[str, Any]] = []
+    if (folder / FILE).is_file():
+        try:
+            events = read_events(folder)
+        except DataError as error:
+            notes.append(f"{error}; nothing of this stage is shown")
+        else:
+            evaluates = folder.name == "evaluate" or (folder / "evaluation.json").is_file()
+            if not evaluates and not any(e["kind"] == "metrics" for e in events):
+                notes.append(f"{folder / FILE}: holds no metrics; the stage {folder.name!r} has not finished a step")
+    names = {n for e in events if e["kind"] == "metrics" for n in values_of(e)}
+    if (folder / "evaluation.json").is_file() and not names:
+        method = "evaluate"
+    elif any(n.startswith(("policy/", "reward/")) for n in names):
+        method = "ppo"
+    elif names & {"accuracy", "eval/accuracy", "margin/mean"}:
+        method = "reward"
+    elif "loss" in names:
+        method = "sft"
+    else:  # nothing logged yet: the folder's name is the best guess
+        method = folder.name if folder.name in ORDER else "stage"
+    return StageRun(folder.name, folder, method, events, _json(folder / "done.json", notes) if (folder / "done.json").is_file() else None)
+
+
+def _json(path: Path, notes: list[str]) -> dict[str, Any] | None:
+    try:
+        data = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        notes.append(f"{path}: cannot be read ({error}); it is left out")
+        return None
+    if not isinstance(data, dict):
+        notes.append(f"{path}: holds a {type(data).__name__} instead of an object; it is left out")
+        return None
+    return data
+
+
+def _text(path: Path, notes: list[str]) -> str | None:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        notes.append("recipe.yaml is missing")
+        return None
+    except OSError as error:
+        notes.append(f"{path}: cannot be read ({error.strerror}); it is left out")
+        return None
+    return text if len(text) <= MOST_RECIPE else text[:MOST_RECIPE] + f"\n... ({len(text) - MOST_RECIPE} more characters)"
