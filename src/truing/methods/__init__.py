@@ -1,0 +1,1 @@
+"""The methods, one page each: collect, score, advantage, loss, reduce, update, record."""

@@ -1,0 +1,159 @@
+"""Does the trained model do better? Two models, the same held-out prompts, the same random numbers, scores neither was trained on.
+
+The unit of the bootstrap is the prompt, not the sample. KL is measured on the after-model's samples, token by token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from truing.config import Evaluate
+from truing.data.batches import by_token_budget
+from truing.data.prepare import read_records, render_all
+from truing.data.template import Renderer
+from truing.disk import write_atomic
+from truing.errors import ConfigError, RewardError
+from truing.learn.run import Run
+from truing.maths import kl, stats
+from truing.maths.likelihood import token_likelihood
+from truing.models.pack import Pack
+from truing.models.roles import Role, open_role, origin, tokenizer_of
+from truing.observe.monitor import distinct_n
+from truing.rewards.scorers import Completions, Scorer, find_scorer
+from truing.rollout.sampler import sample
+
+Sample = dict[str, Any]  # text, tokens, finished, scores
+
+
+def evaluate(config: Evaluate, folder: Path, *, seed: int, progress: Any = None) -> dict[str, Any]:
+    """Compare ``config.before`` and ``config.after``; writes ``evaluation.json`` into the folder and returns the summary."""
+    with Run.open(folder, config.model_dump(), seed=seed, progress=progress) as run:
+        if run.done:
+            return run.done
+        run.restore()
+        tokenizer = tokenizer_of(config.before)
+        renderer = Renderer(tokenizer)
+        rendered = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), lambda r: renderer.prompt(r, config.max_length - config.max_new_tokens), config.on_bad, folder)
+        records = [r for r, _ in rendered]
+        if len(records) < 2:
+            raise ConfigError(f"{config.prompts}: {len(records)} prompt; an interval over prompts needs 2 or more")
+        before = open_role(config.before)
+        base = origin(config.before).base
+        after = open_role(config.after, share=before.backbone, share_base=base)
+        scorers = {name: find_scorer(spec, share=before.backbone, share_base=base) for name, spec in config.scores.items()}
+        verdict = config.verdict or next(iter(scorers), None)
+        if verdict is not None and verdict not in scorers:
+            raise ConfigError(f"verdict={verdict!r} is not one of the scores {', '.join(scorers)}")
+
+        prompts = [ids for _, ids in rendered for _ in range(config.samples)]
+        questions = [r.messages[-1].content for r in records for _ in range(config.samples)]
+        drawn: dict[str, list[Sample]] = {}
+        divergence: list[float] = []
+        for which, role in (("before", before), ("after", after)):
+            drawn[which], packs, starts = [], [], []
+            for part in range(0, len(prompts), 64):
+                rows = slice(part, part + 64)
+                rollout = sample(
+                    role, prompts[rows], max_new_tokens=config.max_new_tokens, temperature=config.temperature, stop_ids=renderer.stop_ids,
+                    seed=seed, step=0, purpose="evaluate", samples=range(len(prompts))[rows],
+                )  # fmt: skip
+                sequences = rollout.sequences()
+                answers = tokenizer.batch_decode([s[len(p) :] for s, p in zip(sequences, rollout.prompts, strict=True)], skip_special_tokens=True)
+                texts = Completions(questions[rows], [a.strip() for a in answers], Pack(sequences))
+                drawn[which] += _scored(texts, rollout.lengths_B.tolist(), rollout.finished_B.tolist(), scorers)
+                packs.append(texts.pack)
+                starts.append([len(p) for p in rollout.prompts])
+                if run.progress:
+                    run.progress.step(folder.name, (len(drawn["before"]) + len(drawn.get("after", []))) // 64, {}, 2 * -(-len(prompts) // 64))
+            if which == "after":
+                divergence = [value for pack, first in zip(packs, starts, strict=True) for value in _divergence(after, before, pack, first, config)]
+
+        result = summary(records_text=[r.messages[-1].content for r in records], drawn=drawn, divergence=divergence, config=config, scorers=list(scorers), verdict=verdict)
+        write_atomic(folder / "evaluation.json", json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
+        run.finish({k: result[k] for k in ("difference", "win_rate", "kl_sequence", "length_ratio", "criteria")})
+        return run.done or result
+
+
+def summary(
+    *, records_text: Sequence[str], drawn: Mapping[str, Sequence[Sample]], divergence: Sequence[float], config: Evaluate, scorers: Sequence[str], verdict: str | None
+) -> dict[str, Any]:
+    """The numbers of the verdict from the samples; everything here can be checked by hand from ``rows``."""
+    k = config.samples
+    table = {which: {name: np.array([s["scores"][name] for s in samples], float).reshape(-1, k) for name in scorers} for which, samples in drawn.items()}
+    out: dict[str, Any] = {"prompts": len(records_text), "samples_per_prompt": k, "verdict_score": verdict}
+    for which, samples in drawn.items():
+        texts = [s["text"] for s in samples]
+        out[which] = {
+            "model": getattr(config, which),
+            "tokens_mean": float(np.mean([s["tokens"] for s in samples])),
+            "eos_share": float(np.mean([s["finished"] for s in samples])),
+            **{f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)},
+            "scores": {name: float(np.mean(values)) for name, values in table[which].items()},
+            "sd": {name: float(np.std(values, ddof=1)) for name, values in table[which].items()},
+        }
+    out["difference"], out["win_rate"] = {}, {}
+    for name in scorers:
+        a, b = table["after"][name], table["before"][name]
+        gain = stats.bootstrap(a.mean(1) - b.mean(1))
+        sd = float(np.std(b, ddof=1)) or float("nan")
+        out["difference"][name] = {**gain._asdict(), **({f"sd_{n}": v / sd for n, v in zip(("units", "low", "high"), gain, strict=True)} if sd == sd else {})}
+        # every sample of one model against every sample of the other on the same prompt; ties count half
+        wins = ((a[:, :, None] > b[:, None, :]) + 0.5 * (a[:, :, None] == b[:, None, :])).mean((1, 2))
+        out["win_rate"][name] = stats.bootstrap(wins)._asdict()
+    out["kl_sequence"] = {**stats.bootstrap(np.array(divergence).reshape(-1, k).mean(1))._asdict(), "target": config.kl_target}
+    out["length_ratio"] = out["after"]["tokens_mean"] / out["before"]["tokens_mean"]
+    out["criteria"] = _criteria(out, verdict, config)
+    rows = {which: [list(samples[i : i + k]) for i in range(0, len(samples), k)] for which, samples in drawn.items()}
+    out["rows"] = [{"prompt": p, "before": b, "after": a} for p, b, a in zip(records_text, rows["before"], rows["after"], strict=True)]
+    return out
+
+
+def _criteria(out: Mapping[str, Any], verdict: str | None, config: Evaluate) -> list[dict[str, Any]]:
+    rows = []
+    if verdict is not None:
+        gain = out["difference"][verdict]
+        rows.append(("gold_gain_sd", gain.get("sd_units", 0.0), "at least 0.5 standard deviations", gain.get("sd_units", 0.0) >= 0.5))
+        rows.append(("gold_interval_low", gain["low"], "above 0 (95% bootstrap over prompts)", gain["low"] > 0))
+    if config.kl_target is not None:
+        rows.append(("kl_sequence", out["kl_sequence"]["mean"], f"at most {2 * config.kl_target:g} nats", out["kl_sequence"]["mean"] <= 2 * config.kl_target))
+    rows.append(("length_ratio", out["length_ratio"], "0.6 to 1.5", 0.6 <= out["length_ratio"] <= 1.5))
+    distinct = out["after"]["distinct_2"] / max(out["before"]["distinct_2"], 1e-9)
+    rows.append(("distinct_2_ratio", distinct, "at least 0.5", distinct >= 0.5))
+    return [{"name": n, "measured": float(m), "threshold": t, "holds": bool(h)} for n, m, t, h in rows]
+
+
+def _scored(texts: Completions, lengths: list[int], finished: list[bool], scorers: Mapping[str, Scorer]) -> list[Sample]:
+    columns: dict[str, list[float]] = {}
+    for name, scorer in scorers.items():
+        scores = scorer(texts)
+        bad = [s for s in scores if not s.status.usable]
+        if bad:
+            raise RewardError(f"score {name!r} failed on {len(bad)} of {len(scores)} completions, the first with {bad[0].status.value}: {next(iter(bad[0].parts), '')}")
+        columns[name] = [s.value for s in scores]
+    return [
+        {"text": text, "tokens": n, "finished": bool(end), "scores": {name: column[i] for name, column in columns.items()}}
+        for i, (text, n, end) in enumerate(zip(texts.texts, lengths, finished, strict=True))
+    ]
+
+
+@torch.no_grad()
+def _divergence(after: Role, before: Role, pack: Pack, starts: Sequence[int], config: Evaluate) -> list[float]:
+    """Sum over completion tokens of log pi_after - log pi_before, one number a sequence: the k1 estimate of KL(after || before)."""
+    out: list[float] = []
+    for rows in by_token_budget(pack.lengths, config.micro_tokens):
+        part = pack.select(rows)
+        first = [starts[r] - 1 for r in rows]
+        positions = part.spans(first, [n - 1 for n in part.lengths])
+        logp = [
+            token_likelihood(role.hidden(part)[positions], role.backbone.head_weight, part.ids_N[positions + 1], bias=role.backbone.head_bias, temperature=config.temperature).logp
+            for role in (after, before)
+        ]
+        counts = [n - 1 - f for n, f in zip(part.lengths, first, strict=True)]
+        out += [float(x.sum()) for x in kl.k1(*logp).split(counts)]
+    return out

@@ -1,0 +1,285 @@
+"""PPO for language models, on one page: collect, score, advantage, loss, update, record.
+
+State = prompt + all tokens so far; action = the next token; reward of token t = ``-coef * (log pi - log ref)``, plus the
+score at the last one. Advantages are GAE over the value model, whitened over the whole batch; the policy minimises the
+clipped surrogate, the value model its squared error. Sources: Ziegler et al. 2019 (arXiv 1909.08593); Stiennon et al.
+2020 (arXiv 2009.01325); Huang et al. 2024, "The N+ implementation details of RLHF with PPO".
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from truing.config import PPO
+from truing.data.batches import by_token_budget, epoch_order
+from truing.data.prepare import read_records, render_all
+from truing.data.template import Renderer
+from truing.errors import RewardError
+from truing.learn.loop import steps
+from truing.learn.run import Run
+from truing.learn.update import Learner
+from truing.maths import kl, reduce, stats
+from truing.maths.advantages import gae, whiten
+from truing.maths.likelihood import TokenLikelihood, token_likelihood
+from truing.maths.policy import clip_share, clipped_surrogate, ratio
+from truing.maths.value import clipped_squared_error, squared_error
+from truing.methods.roles_of_ppo import Roles, open_roles
+from truing.models.pack import Pack
+from truing.models.roles import Role, save_role
+from truing.observe.monitor import distinct_n
+from truing.rewards.scorers import Completions, Scorer
+from truing.rollout.sampler import sample
+from truing.seeds import permutation
+from truing.types import Rollout, Score
+
+
+def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[str, Any]:
+    """Train ``config.model`` against ``config.reward``; the policy is saved in ``folder / "model"``."""
+    with Run.open(folder, config.model_dump(), seed=seed, progress=progress) as run:
+        if run.done:
+            return run.done
+        roles = open_roles(config, seed)
+        renderer = Renderer(roles.tokenizer)
+        rows = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), lambda r: renderer.prompt(r, config.max_length - config.max_new_tokens), config.on_bad, folder)
+        questions, prompts = [r.messages[-1].content for r, _ in rows], [ids for _, ids in rows]
+        learner = Learner(
+            roles.parameters(), lr=config.lr, total=config.steps * config.epochs * config.minibatches, warmup=config.warmup, schedule=config.schedule,
+            weight_decay=config.weight_decay, grad_clip=config.grad_clip, micro_tokens=config.micro_tokens, eps=1e-5,
+            lr_of=lambda name: (config.value_lr or config.lr) if name.startswith("value.") else config.lr,
+        )  # fmt: skip
+        state = {"kl_coef": config.kl.coef}
+
+        for step in steps(run, learner, config.steps, every=config.save_every, state=lambda: state, restore=state.update):
+            control = kl.AdaptiveCoefficient(state["kl_coef"], config.kl.target, config.kl.horizon)
+            clock = _Clock()
+            chosen = _chosen(len(prompts), config.batch_size, step, seed)
+            rollout = sample(
+                roles.policy, [prompts[i] for i in chosen], max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+                stop_ids=renderer.stop_ids, seed=seed, step=step, version=learner.updates,
+            )  # fmt: skip
+            clock.lap("generate")
+            batch, scores, monitored = score(rollout, [questions[i] for i in chosen], roles, config)
+            clock.lap("score")
+            plan = [_minibatches(len(batch), config.minibatches, seed, step, epoch) for epoch in range(config.epochs)]
+            experience = look(batch, roles, config, plan[0], control.coef, scores, learner.micro_tokens)
+            clock.lap("reference")
+            updated = [learn(learner, roles, batch, experience, rows, config) for epoch in plan for rows in epoch]
+            clock.lap("update")
+
+            values = record(batch, scores, monitored, experience, updated, control.coef, config)
+            state["kl_coef"] = control.after(values["kl/sequence"], len(batch)).coef
+            run.log("metrics", step, values)
+            run.log("timing", step, clock.seconds(rollout))
+            if step == 1 or step % config.save_every == 0 or step == config.steps:
+                run.samples(step, batch.rows(scores))
+            if run.progress:
+                run.progress.step(folder.name, step, {"reward": values["reward/proxy"], "KL": values["kl/sequence"], "length": values["tokens/mean"]}, config.steps)
+
+        result: dict[str, Any] = {"steps": config.steps, "updates": learner.updates, "kl_coef": state["kl_coef"]}
+        result["weights_sha256"] = save_role(roles.policy, folder / "model", base=roles.source.base, tokenizer=roles.tokenizer)
+        run.finish(result)
+        return run.done or result
+
+
+# -- score ---------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Batch:
+    """Completions whose reward is usable: the rollout's tensors and the packed sequences every role reads."""
+
+    rollout: Rollout
+    texts: Completions
+
+    def __len__(self) -> int:
+        return len(self.texts.texts)
+
+    def positions(self, pack: Pack, rows: Sequence[int]) -> Tensor:
+        """Where in `pack` (of these rows) each completion token is predicted from: one before the token itself."""
+        starts = [len(self.rollout.prompts[r]) - 1 for r in rows]
+        return pack.spans(starts, [n - 1 for n in pack.lengths])
+
+    def rows(self, scores: Sequence[Score]) -> list[dict[str, Any]]:
+        logp = [[round(v, 4) for v in row[mask].tolist()] for row, mask in zip(self.rollout.sampler_logp_BT, self.rollout.trained_BT, strict=True)]
+        return [
+            {"prompt": p, "completion": c, "score": s.value, "parts": dict(s.parts), "status": s.status.value, "tokens": len(lp), "logp": lp}
+            for p, c, s, lp in zip(self.texts.prompts, self.texts.texts, scores, logp, strict=True)
+        ]
+
+
+def score(rollout: Rollout, questions: list[str], roles: Roles, config: PPO) -> tuple[Batch, list[Score], dict[str, list[float]]]:
+    """Reward and monitors of every completion; failed ones are left out. Raises RewardError above ``bad_reward_share``."""
+    sequences = rollout.sequences()
+    answers = roles.decode([s[len(p) :] for s, p in zip(sequences, rollout.prompts, strict=True)])
+    texts = Completions(questions, answers, Pack(sequences))
+    scores = roles.reward(texts)
+    usable = [i for i, s in enumerate(scores) if s.status.usable]
+    failed = 1 - len(usable) / len(scores)
+    if failed > config.bad_reward_share or not usable:
+        first = next(s for s in scores if not s.status.usable)
+        raise RewardError(f"{failed:.0%} of the rewards failed (allowed {config.bad_reward_share:.0%}), the first with {first.status.value}: {next(iter(first.parts), '')}")
+    if len(usable) < len(scores):
+        rollout, texts, scores = rollout.select(usable), texts.select(usable), [scores[i] for i in usable]
+    return Batch(rollout, texts), scores, {name: _values(monitor, texts) for name, monitor in roles.monitors.items()}
+
+
+# -- advantage -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Experience:
+    """What an update needs, ``[B, T]``, 0 at padding; made once a rollout, before any weight changes."""
+
+    logp_old: Tensor
+    logp_ref: Tensor
+    entropy: Tensor
+    values_old: Tensor
+    rewards: Tensor
+    advantages: Tensor
+    targets: Tensor
+
+
+@torch.no_grad()
+def look(batch: Batch, roles: Roles, config: PPO, minibatches: list[list[int]], coef: float, scores: Sequence[Score], micro_tokens: int) -> Experience:
+    """Policy, reference and value model on the rollout, in the very parts the first epoch uses, so its first ratio is exactly 1."""
+    trained = batch.rollout.trained_BT
+    logp, logp_ref, entropy, values = (torch.zeros(trained.shape) for _ in range(4))
+    for rows in minibatches:
+        for part in _parts(batch, rows, micro_tokens):
+            pack = batch.texts.pack.select(part)
+            where = torch.zeros_like(trained)
+            where[part] = trained[part]
+            now = policy_likelihood(roles.policy, batch, pack, part, config)
+            logp.masked_scatter_(where, _in_row_order(now.logp, part, trained))
+            entropy.masked_scatter_(where, _in_row_order(now.entropy, part, trained))
+            logp_ref.masked_scatter_(where, _in_row_order(policy_likelihood(roles.reference, batch, pack, part, config).logp, part, trained))
+            values.masked_scatter_(where, _in_row_order(roles.value.values(pack, batch.positions(pack, part)), part, trained))
+    rewards = -coef * kl.k1(logp, logp_ref)
+    last = batch.rollout.lengths_B - 1
+    final = torch.tensor([s.value for s in scores])
+    if config.missing_eos is not None:
+        final = final + config.missing_eos * ~batch.rollout.finished_B
+    rewards[torch.arange(len(batch)), last] += final
+    # A completion ends its episode, whether by itself or at max_new_tokens: its score stands at its last token.
+    alive = trained.clone()
+    alive[torch.arange(len(batch)), last] = False
+    next_values = torch.cat([values[:, 1:], torch.zeros(len(batch), 1)], 1)
+    advantages = gae(rewards, values, next_values, config.discount * alive, alive.float(), config.lam)
+    return Experience(logp, logp_ref, entropy, values, rewards, whiten(advantages, trained), advantages + values)
+
+
+def policy_likelihood(role: Role, batch: Batch, pack: Pack, rows: Sequence[int], config: PPO) -> TokenLikelihood:
+    """Log-probability and entropy of every completion token of these rows, at the sampling temperature."""
+    positions = batch.positions(pack, rows)
+    return token_likelihood(
+        role.hidden(pack)[positions], role.backbone.head_weight, pack.ids_N[positions + 1], bias=role.backbone.head_bias,
+        temperature=config.temperature, entropy_gradient=config.entropy > 0,
+    )  # fmt: skip
+
+
+# -- loss and update -----------------------------------------------------------------------------------------------------
+def learn(learner: Learner, roles: Roles, batch: Batch, experience: Experience, rows: list[int], config: PPO) -> dict[str, float]:
+    """One optimiser step on one minibatch."""
+    trained = batch.rollout.trained_BT
+    total = int(trained[rows].sum())
+    seen: dict[str, float] = {}
+
+    def loss(part: list[int]) -> Tensor:
+        pack, here = batch.texts.pack.select(part), trained[part]
+        old = Experience(*(getattr(experience, name)[part][here] for name in Experience.__dataclass_fields__))
+        now = policy_likelihood(roles.policy, batch, pack, part, config)
+        surrogate = clipped_surrogate(now.logp, old.logp_old, old.advantages, config.clip)
+        values = roles.value.values(pack, batch.positions(pack, part))
+        error = clipped_squared_error(values, old.values_old, old.targets, config.value_clip) if config.value_clip else squared_error(values, old.targets)
+        with torch.no_grad():
+            rho = ratio(now.logp, old.logp_old)
+            sums = {"policy/loss": surrogate, "value/loss": error, "policy/approx_kl": kl.k3(old.logp_old, now.logp), "policy/ratio_mean": rho}
+            sums |= {"policy/clip_share": clip_share(now.logp, old.logp_old, config.clip)}
+            for name, value in sums.items():
+                seen[name] = seen.get(name, 0.0) + float(value.sum()) / total
+            seen["policy/ratio_max"] = max(seen.get("policy/ratio_max", 0.0), float(rho.max()))
+            seen["ratio_error"] = max(seen.get("ratio_error", 0.0), float((rho - 1).abs().max()))
+        return reduce.tokens(surrogate + config.value_weight * error - config.entropy * now.entropy, torch.ones_like(surrogate), total)
+
+    return {**learner.update(rows, [batch.texts.pack.lengths[r] for r in rows], loss), **seen}
+
+
+# -- record --------------------------------------------------------------------------------------------------------------
+def record(
+    batch: Batch, scores: Sequence[Score], monitored: dict[str, list[float]], experience: Experience, updated: list[dict[str, float]], coef: float, config: PPO
+) -> dict[str, float]:
+    """The step's metrics; `observe/metrics.py` defines each."""
+    trained, count = batch.rollout.trained_BT, int(batch.rollout.trained_BT.sum())
+    mean = {k: sum(u[k] for u in updated) / len(updated) for k in updated[0]}
+    return {
+        "reward/proxy": sum(s.value for s in scores) / len(batch),
+        "reward/failed_share": 1 - len(batch) / config.batch_size,
+        "reward/total": float(experience.rewards.sum()) / len(batch),
+        **{f"monitor/{name}": sum(values) / len(values) for name, values in monitored.items()},
+        "kl/sequence": float(kl.k1(experience.logp_old, experience.logp_ref).sum()) / len(batch),
+        "kl/k3_sequence": float(kl.k3(experience.logp_old, experience.logp_ref).sum()) / len(batch),
+        "kl/token": float(kl.k1(experience.logp_old, experience.logp_ref).sum()) / count,
+        "kl/coef": coef,
+        "policy/loss": mean["policy/loss"],
+        "policy/approx_kl": mean["policy/approx_kl"],
+        "policy/clip_share": mean["policy/clip_share"],
+        "policy/ratio_mean": mean["policy/ratio_mean"],
+        "policy/ratio_max": max(u["policy/ratio_max"] for u in updated),
+        "policy/entropy": float(experience.entropy.sum()) / count,
+        "policy/first_ratio_error": updated[0]["ratio_error"],
+        "value/loss": mean["value/loss"],
+        "value/explained_variance": stats.explained_variance(experience.values_old[trained].numpy(), experience.targets[trained].numpy()),
+        "advantage/std": float((experience.targets - experience.values_old)[trained].std()),
+        "tokens/mean": count / len(batch),
+        "tokens/eos_share": float(batch.rollout.finished_B.float().mean()),
+        "text/distinct_2": distinct_n(batch.texts.texts, 2),
+        "sampler/mismatch": float((experience.logp_old - batch.rollout.sampler_logp_BT)[trained].abs().mean()),
+        "grad/norm": mean["grad/norm"],
+        "lr": updated[-1]["lr"],
+    }
+
+
+# -- small things --------------------------------------------------------------------------------------------------------
+class _Clock:
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[f"seconds/{name}"], self.last = now - self.last, now
+
+    def seconds(self, rollout: Rollout) -> dict[str, float]:
+        whole = time.perf_counter() - self.start
+        return {**self.laps, "seconds/step": whole, "tokens_per_second": float(rollout.lengths_B.sum()) / whole}
+
+
+def _chosen(n: int, size: int, step: int, seed: int) -> list[int]:
+    """Prompts of a step: an endless walk through shuffled epochs, so each is used equally often."""
+    first = (step - 1) * size
+    orders = {epoch: epoch_order(n, seed, epoch, "ppo") for epoch in range(first // n, (first + size - 1) // n + 1)}
+    return [orders[i // n][i % n] for i in range(first, first + size)]
+
+
+def _minibatches(n: int, count: int, seed: int, step: int, epoch: int) -> list[list[int]]:
+    """Every row exactly once, in `count` parts of nearly equal size."""
+    order = permutation(n, seed, "ppo-minibatches", step, epoch)
+    count = min(count, n)
+    return [order[i * n // count : (i + 1) * n // count] for i in range(count)]
+
+
+def _parts(batch: Batch, rows: list[int], micro_tokens: int) -> list[list[int]]:
+    return [[rows[i] for i in part] for part in by_token_budget([batch.texts.pack.lengths[r] for r in rows], micro_tokens)]
+
+
+def _in_row_order(x_M: Tensor, rows: Sequence[int], trained_BT: Tensor) -> Tensor:
+    """Reorder a part's packed tokens from the part's order to ascending rows, as masked_scatter fills them."""
+    pieces = x_M.split(trained_BT[list(rows)].sum(-1).tolist())
+    return torch.cat([pieces[i] for i in sorted(range(len(rows)), key=lambda i: rows[i])])
+
+
+def _values(monitor: Scorer, texts: Completions) -> list[float]:
+    return [s.value for s in monitor(texts) if s.status.usable] or [float("nan")]

@@ -1,0 +1,93 @@
+"""Supervised fine-tuning: maximise the likelihood of the assistant's tokens, and of nothing else.
+
+``loss = -(1 / M) sum over trained tokens of log pi(token | everything before it)``, M = trained tokens of the whole batch.
+The end-of-turn token is trained, so the model learns to stop. It is the policy gradient with every advantage equal to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from truing.config import SFT
+from truing.data.batches import by_token_budget, epoch_order, split
+from truing.data.prepare import read_records, render_all
+from truing.data.template import Renderer
+from truing.errors import DataError
+from truing.learn.loop import steps
+from truing.learn.run import Run
+from truing.learn.update import Learner
+from truing.maths import reduce
+from truing.maths.likelihood import token_likelihood
+from truing.models.pack import Pack
+from truing.models.roles import Role, open_backbone, policy_role, save_role, tokenizer_of
+from truing.types import Tokens
+
+
+def sft(config: SFT, folder: Path, *, seed: int, progress: Any = None) -> dict[str, Any]:
+    """Fine-tune ``config.model`` on ``config.data``; the trained role is saved in ``folder / "model"``.
+
+    Returns the result: final losses, examples, weights hash. Completed folders return what they hold.
+    """
+    with Run.open(folder, config.model_dump(), seed=seed, progress=progress) as run:
+        if run.done:
+            return run.done
+        tokenizer = tokenizer_of(config.model)
+        renderer = Renderer(tokenizer)
+        rows = render_all(read_records(config.data, "sft", config.on_bad, folder), lambda r: renderer.demonstration(r, config.max_length), config.on_bad, folder)
+        tokens = {id(r): t for r, t in rows}
+        train, held = ([tokens[id(r)] for r in part] for part in split([r for r, _ in rows], config.eval_share, seed))
+        backbone, source = open_backbone(config.model, config)
+        policy = policy_role(backbone, source, seed=seed, purpose="sft")
+
+        size = min(config.batch_size, len(train))
+        per_epoch = len(train) // size
+        total = per_epoch * config.epochs
+        learner = Learner(
+            policy.parameters(), lr=config.lr, total=total, warmup=config.warmup, schedule=config.schedule, weight_decay=config.weight_decay,
+            grad_clip=config.grad_clip, micro_tokens=config.micro_tokens,
+        )  # fmt: skip
+        for step in steps(run, learner, total, every=config.save_every):
+            epoch, place = divmod(step - 1, per_epoch)
+            order = epoch_order(len(train), seed, epoch, "sft")
+            batch = [train[i] for i in order[place * size : (place + 1) * size]]
+            counted = trained_tokens(batch)
+            values = learner.update(range(len(batch)), [len(t) for t in batch], lambda part, b=batch, n=counted: loss(policy, [b[i] for i in part], n))  # type: ignore[misc]
+            run.log("metrics", step, {**values, "tokens/trained": counted})
+            if run.progress:
+                run.progress.step(folder.name, step, {"loss": values["loss"]}, total)
+
+        result: dict[str, Any] = {"examples": len(train), "updates": total}
+        if held:
+            result["eval/loss"] = evaluate(policy, held, config.micro_tokens)
+        result["weights_sha256"] = save_role(policy, folder / "model", base=source.base, tokenizer=tokenizer)
+        run.finish(result)
+        return run.done or result
+
+
+def loss(policy: Role, batch: Sequence[Tokens], total: int) -> Tensor:
+    """The batch's share of the mean negative log-likelihood of `total` trained tokens."""
+    pack = Pack([t.ids for t in batch])
+    trained_N = torch.tensor([flag for t in batch for flag in t.trained])
+    positions = trained_N.nonzero().squeeze(-1) - 1  # the state a token is predicted from ends one before it
+    logp = token_likelihood(policy.hidden(pack)[positions], policy.backbone.head_weight, pack.ids_N[positions + 1], bias=policy.backbone.head_bias).logp
+    return reduce.tokens(-logp, torch.ones_like(logp), total)
+
+
+def trained_tokens(batch: Sequence[Tokens]) -> int:
+    """How many tokens of a batch count in the loss. Raises DataError when none does."""
+    count = sum(sum(t.trained) for t in batch)
+    if count == 0:
+        raise DataError(f"rows {[t.id for t in batch][:3]}: no trained token in the whole batch; raise max_length or check the data")
+    return count
+
+
+@torch.no_grad()
+def evaluate(policy: Role, held: Sequence[Tokens], micro_tokens: int) -> float:
+    """Mean negative log-likelihood of held-out trained tokens, in nats."""
+    total = trained_tokens(held)
+    return sum(float(loss(policy, [held[i] for i in part], total)) for part in by_token_budget([len(t) for t in held], micro_tokens))

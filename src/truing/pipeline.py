@@ -1,0 +1,67 @@
+"""A recipe's stages in order, each in its own folder; a complete one is skipped, a killed one goes on where it was.
+
+The folder ``runs/NAME`` holds `recipe.yaml` and one folder a stage. Where an option of a stage names an earlier stage
+(``model: sft``), it stands for that stage's trained model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from truing.config import Frozen, Recipe
+from truing.disk import write_atomic
+from truing.errors import ConfigError
+
+NAMES = ("model", "reward", "before", "after")  # options that may name an earlier stage
+TABLES = ("monitors", "scores")  # options that are tables of such names
+
+
+def run_recipe(recipe: Recipe, runs: Path, progress: Any = None) -> Path:
+    """Run every stage of a recipe. Returns the pipeline's folder.
+
+    Raises ConfigError when a stage names a later one or when the folder holds another recipe of the same name.
+    """
+    folder = Path(runs) / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    ready: dict[str, str] = {}
+    plans = []
+    for name, stage in recipe.stages.items():
+        plans.append((name, _resolved(name, stage, ready, list(recipe.stages))))
+        ready[name] = str(folder / name / "model")
+    write_atomic(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True).encode())
+    for index, (name, stage) in enumerate(plans):
+        if progress:
+            progress.stage(name, index, len(plans), None)
+        result = _method(stage.method)(stage, folder / name, seed=recipe.seed, progress=progress)  # type: ignore[attr-defined]
+        if progress:
+            progress.note(f"{name} is complete ({result['seconds']:.0f} s)")
+    if progress:
+        progress.done()
+    return folder
+
+
+def _resolved(name: str, stage: Frozen, ready: dict[str, str], stages: list[str]) -> Frozen:
+    def replace(value: str, option: str) -> str:
+        if value in stages and value not in ready and not Path(value).exists():
+            raise ConfigError(f"stages.{name}.{option}={value!r} names a stage that has not run by then; put {value!r} before {name!r}")
+        return ready.get(value, value)
+
+    changes: dict[str, Any] = {option: replace(getattr(stage, option), option) for option in NAMES if isinstance(getattr(stage, option, None), str)}
+    changes |= {t: {k: replace(v, f"{t}.{k}") for k, v in getattr(stage, t).items()} for t in TABLES if getattr(stage, t, None)}
+    return stage.model_copy(update=changes)
+
+
+def _method(name: str) -> Callable[..., dict[str, Any]]:
+    if name == "sft":
+        from truing.methods.sft import sft as run
+    elif name == "reward":
+        from truing.methods.reward_model import reward_model as run
+    elif name == "ppo":
+        from truing.methods.ppo import ppo as run
+    else:
+        from truing.methods.evaluate import evaluate as run
+    return run
