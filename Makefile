@@ -45,7 +45,7 @@ test-all: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
-	$(PYTEST) tests/test_house_*.py
+	$(PYTEST) -n logical tests/test_house_*.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

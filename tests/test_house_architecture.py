@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": CORE | {"rollout", "learn", "observe", "methods"},
     "labs": CORE | {"rollout", "learn", "observe", "methods", "pipeline"},
     "demo": CORE | {"rollout", "learn", "observe", "methods", "pipeline"},
+    "__main__": {"cli"},
     "cli": CORE | {"rollout", "learn", "observe", "methods", "pipeline", "labs", "demo"},
     "web": {"types", "errors", "config", "disk", "observe"},
     "backends": CORE | {"rollout", "learn"},

@@ -348,3 +348,58 @@ def test_verify_names_the_bad_file_and_exits_1(saved, tmp_path):
 def test_verify_of_a_folder_without_checkpoints(tmp_path):
     found = truing("ckpt", "verify", str(tmp_path))
     assert found.returncode == 1 and "holds no checkpoint" in found.stderr
+
+
+# -- data and chat ------------------------------------------------------------------------------------------------------
+
+
+def in_process(*args: str, said: str = ""):
+    return CliRunner().invoke(app, list(args), input=said, prog_name="truing", env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def test_data_check_exits_1_on_a_problem_and_names_the_line(tmp_path):
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text(json.dumps(row) + "\n")
+    bad.write_text(json.dumps(row) + "\n" + json.dumps({"messages": []}) + "\n")
+    assert in_process("data", "check", str(good)).exit_code == 0
+    found = in_process("data", "check", str(bad))
+    assert found.exit_code == 1 and f"{bad}:2" in found.output
+    assert json.loads(in_process("data", "check", str(bad), "--json").output)["ok"] is False
+    alone = in_process("data", "check", str(good), "--max-length", "9")
+    assert alone.exit_code == 2 and "--tokenizer" in alone.output
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    from truing.demo.tiny import write_tiny_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_tiny_model(folder, ["The plot is great.", "What a dull script."], seed=0)
+    return str(folder)
+
+
+def test_chat_works_from_a_pipe_and_is_repeatable(tiny):
+    def talk(said: str, *more: str) -> str:
+        found = in_process("chat", tiny, "--max-new-tokens", "12", "--temperature", "1", *more, said=said)
+        assert found.exit_code == 0
+        return found.output
+
+    first = talk("good film\n\ndull film\n/quit\nnot this\n")
+    assert first.strip() and "> " not in first
+    assert talk("good film\ndull film\n") == first  # the end of input ends it too, empty lines say nothing
+    assert talk("good film\ndull film\n", "--seed", "5") != first
+    assert "\x1b" not in first and all(c == "\n" or c.isprintable() for c in first)  # a random model says anything; a terminal must not obey it
+
+
+def test_chat_remembers_until_told_to_forget(monkeypatch):
+    monkeypatch.setattr("truing.cli.chat.talker", lambda *_: lambda messages, turn: " ".join(f"{m.role[0]}:{m.content}" for m in messages))
+    lines = in_process("chat", "echo", "--system", "be kind", said="one\ntwo\n/new\nthree\n").output.splitlines()
+    assert lines == ["s:be kind u:one", "s:be kind u:one a:s:be kind u:one u:two", "s:be kind u:three"]
+
+
+def test_chat_compares_two_and_survives_a_message_that_is_too_long(tiny):
+    found = in_process("chat", tiny, "--compare", tiny + "/", "--max-new-tokens", "2", said="good " * 2000 + "\ngood film\n")
+    lines = found.output.splitlines()
+    assert found.exit_code == 0 and sum(line.startswith("error: ") for line in lines) == 2
+    assert [line.split(": ")[0] for line in lines if not line.startswith("error: ")] == [tiny, tiny + "/"]

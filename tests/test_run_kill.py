@@ -1,6 +1,6 @@
 """R1, R8, R10: real processes, killed at every disk operation and at random moments, interrupted, doubled, and badly housed.
 
-The training is a toy whose every number comes from `learn.seeds`; what is proved is the folder. The oracle is the
+The training is a toy whose every number comes from `truing.seeds`; what is proved is the folder. The oracle is the
 uninterrupted run: same weights hash, same log, same samples, byte for byte.
 """
 
@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from truing.learn import run as run_module
-from truing.learn import seeds
+from truing import seeds
 from truing.learn.checkpoint import digest, newest
 from truing.learn.run import Run, StoppedEarly
 from truing.observe.events import canonical_events

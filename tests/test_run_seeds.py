@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from truing.learn import seeds
+from truing import seeds
 
 WORD = 2**64
 
@@ -98,6 +98,6 @@ def test_permutations_are_uniform() -> None:
 
 
 def test_another_process_draws_the_same() -> None:
-    code = "from truing.learn import seeds; print(seeds.stream(1, 'a', 2), seeds.permutation(9, 1, 'a'))"
+    code = "from truing import seeds; print(seeds.stream(1, 'a', 2), seeds.permutation(9, 1, 'a'))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "77"}).stdout
     assert out.strip() == f"{seeds.stream(1, 'a', 2)} {seeds.permutation(9, 1, 'a')}"

@@ -40,7 +40,7 @@ class Stage(Frozen):
     """What every training stage has."""
 
     model: str = Field("smollm2-135m", description="a built-in name, a hub id, a folder, or the name of an earlier stage")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of frozen weights and activations; trained weights and moments stay float32. auto = bfloat16 where the processor has it and LoRA is on")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the frozen layers and their activations; trained weights, head, log-probabilities and moments stay float32. auto = bfloat16 where the processor has it and LoRA is on")
     lora: Lora | None = Field(Lora(), description="null trains every weight")
     lr: Rate = 1e-4
     warmup: Share = Field(0.05, description="share of the updates over which the learning rate rises from 0")

@@ -24,6 +24,7 @@ def chat(
 ) -> None:
     """Talk to a model: one line is one message. /new forgets the conversation, /quit or Ctrl-D ends it."""
     from truing.errors import DataError
+    from truing.observe.report import visible
     from truing.types import Message
 
     names = [model] if compare is None else [model, compare]
@@ -47,6 +48,7 @@ def chat(
                 show.say(f"error: {problem}")
                 continue
             said[name] = (*asked, Message("assistant", text))
+            text = visible(text, limit=len(text))  # a model can say terminal control codes
             print(f"{name}: {text}" if compare is not None else text, flush=True)
 
 

@@ -81,8 +81,9 @@ def scan(path: str | Path, kind: Kind | None, keep_bad: bool = False) -> tuple[D
     bad_rows: list[str] = []
     ids: dict[str, str] = {}
     format, columns, rows = "", frozenset[str](), 0
-    digest = hashlib.sha256() if hub_id(path) else None
-    name = Path(path).name
+    hub = hub_id(path)
+    digest = hashlib.sha256() if hub else None
+    place = hub[0] if hub else str(path)
     for raw in read_raw(path):
         rows += 1
         try:
@@ -101,7 +102,7 @@ def scan(path: str | Path, kind: Kind | None, keep_bad: bool = False) -> tuple[D
             if found != format:
                 raise BadRow("mixed_formats", f"this row is {found!r}, the file began as {format!r}; keep one format in a file")
             _check_columns(frozenset(raw.row), columns, format)
-            record = to_record(raw.row, format, kind, raw.source, name + raw.source.removeprefix(str(path)))
+            record = to_record(raw.row, format, kind, raw.source, Path(place).name + raw.source.removeprefix(place))
             if raw.row.get("id") is not None:
                 if record.id in ids:
                     raise BadRow("duplicate_id", f"id {record.id!r} was already used at {ids[record.id]}; ids must be unique")

@@ -6,8 +6,8 @@ control token. What is trained is what the model has to write when it answers: e
 generation prompt to the end-of-turn token, both contents and that token included. Role headers, prompts and the newline
 after the end-of-turn token are not. Token ids are never searched for to find the turns.
 
-The price is that no token spans the border of two parts. Where a tokenizer would merge across it (SmolLM2: a content
-that starts with a newline), these ids differ from ``apply_chat_template(tokenize=True)``; the text is the same, and
+The price is that no token spans the border of two parts. Where a tokenizer would merge across it (SmolLM2: an answer
+that starts with two blanks), these ids differ from ``apply_chat_template(tokenize=True)``; the text is the same, and
 training and generation use the same ids: the ids of a prompt are a prefix of the ids of its demonstration.
 
 A sequence ends with its last trained token: what a template writes after the last end-of-turn token (a newline) is left
@@ -57,6 +57,8 @@ class Renderer:
         # added tokens that are not special but that the template writes (<tool_response>) could be forged just as well
         self._control = {i: t.content for i, t in added if i in self._special or (t.content in template_text and not t.content.isspace())}
         longest_first = sorted(filter(None, self._control.values()), key=len, reverse=True)
+        if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+            self._control.pop(tokenizer.unk_token_id, None)  # stands for a character the vocabulary lacks, and controls nothing
         self._forged = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._after_newline = self._needs_newline()
         self._pieces: dict[tuple[str, bool], list[int]] = {}
@@ -127,52 +129,43 @@ class Renderer:
         end = max((i + 1 for i, on in enumerate(trained[:max_length]) if on), default=0)
         return Tokens(tuple(ids[:end]), tuple(trained[:end]), id)
 
-    def _parts(self, messages: Messages, first: int, source: str) -> list[_Part]:
+    def _parts(self, messages: Messages, first: int, source: str, generation: bool = False) -> list[_Part]:
         """The sequence's parts; assistant turns before ``first`` are not trained."""
         if self._template is None:
             prompt, answer = self._plain(messages, source)
             text = self._text_ids(answer.content, source, first=True)
             return [_Part(self._plain_prompt(prompt, source), 0), _Part(text, len(text)), _Part([self.stop_ids[0]], 1)]
-        layout = self._layout(messages, False, source)
+        layout = self._layout(messages, generation, source)
         contents = layout.contents(messages)
-        self._check_text(messages, layout, contents, False, source)
+        self._check_text(messages, layout, contents, generation, source)
         parts: list[_Part] = []
         open_turn = False
         for i, piece in enumerate(layout.pieces):
-            answers = i < len(messages) and messages[i].role == "assistant"
-            cut = len(self._before_answer(messages, i, source)) if answers else len(piece)
+            last = i == len(messages)
+            answers = not last and messages[i].role == "assistant"
+            cut = len(self._before_answer(messages, i, piece)) if answers else 0
+            # a blank before a content is one token with its first word, as in all text, except where a prompt ends
+            lead = len(piece) if last else max(cut, len(piece.rstrip(" ")))
+            cut = cut if answers else lead
             head = self._template_ids(piece[:cut], first=i == 0)
             parts.append(_Part(head, self._through_end_of_turn(head) if open_turn else 0))
             open_turn = answers and i >= first
-            if cut < len(piece):
-                between = self._template_ids(piece[cut:], first=False)
-                parts.append(_Part(between, len(between) if open_turn else 0))
-            if i < len(messages):
-                text = self._text_ids(contents[i], source)
-                parts.append(_Part(text, len(text) if open_turn else 0))
+            between = self._template_ids(piece[cut:lead], first=False)
+            text = [] if last else self._text_ids(piece[lead:] + contents[i], source, first=i == lead == 0)
+            parts += [_Part(part, len(part) if open_turn else 0) for part in (between, text)]
         return parts
 
     def _prompt_ids(self, messages: Messages, source: str) -> list[int]:
         if self._template is None:
             return self._plain_prompt(self._plain((*messages, Message("assistant", "")), source)[0], source)
-        layout = self._layout(messages, True, source)
-        contents = layout.contents(messages)
-        self._check_text(messages, layout, contents, True, source)
-        ids: list[int] = []
-        for i, piece in enumerate(layout.pieces):
-            cut = len(self._before_answer(messages, i, source)) if i < len(messages) and messages[i].role == "assistant" else len(piece)
-            ids += self._template_ids(piece[:cut], first=i == 0) + self._template_ids(piece[cut:], first=False)
-            if i < len(messages):
-                ids += self._text_ids(contents[i], source)
-        return ids
+        return [i for part in self._parts(messages, len(messages), source, generation=True) for i in part.ids]
 
-    def _before_answer(self, messages: Messages, i: int, source: str) -> str:
-        """What the template writes last when it is asked for answer ``i``: the end of the generation prompt."""
-        layout = self._layout(messages, False, source)
+    def _before_answer(self, messages: Messages, i: int, piece: str) -> str:
+        """What the template writes last when it is asked for answer ``i``; ``piece`` is what it writes before the answer itself."""
         asked = self._chat.question(tuple(m.role for m in messages[:i])) if i else ""
-        if not layout.pieces[i].startswith(asked):
+        if not piece.startswith(asked):
             raise ModelError(
-                f"the chat template asks for an answer with {asked!r} but writes {layout.pieces[i]!r} before the answer itself, so training would not match generation; use a template in which the two agree"
+                f"the chat template asks for an answer with {asked!r} but writes {piece!r} before the answer itself, so training would not match generation; use a template in which the two agree"
             )
         return asked
 
@@ -183,7 +176,7 @@ class Renderer:
         asked, whole = self._layout(messages[:n], True, source), self._layout(messages, False, source)
         if asked.pieces[:n] != whole.pieces[:n] or asked.trims != whole.trims[:n]:
             raise ModelError("the chat template writes a prompt differently once its answer is there, so training would not match generation; use a template that writes each turn independently of later ones")
-        self._before_answer(messages, n, source)
+        self._before_answer(messages, n, whole.pieces[n])
 
     def _check_room(self, prompt_ids: list[int], max_length: int, source: str) -> None:
         if len(prompt_ids) > max_length - 1:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from truing.demo.ratings import Sentence
 from truing.errors import DataError, RewardError
-from truing.learn import seeds
+from truing import seeds
 from truing.maths import stats
 
 Array = NDArray[np.float64]

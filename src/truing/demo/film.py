@@ -17,7 +17,7 @@ from truing.disk import write_atomic
 from truing.errors import DataError
 from truing.pipeline import run_recipe
 
-KL_TARGET = 8.0
+KL_TARGET = 6.0
 ADAPTER = {"rank": 16, "alpha": 32.0, "layers": 8}
 
 
@@ -54,12 +54,12 @@ def film_recipe(name: str, seed: int, folder: Path) -> Recipe:
             "sft": {**common, "model": "smollm2-135m", "data": str(data / "demos.jsonl"), "lr": 5e-4, "batch_size": 32},
             "reward": {**common, "model": "sft", "data": str(data / "prefs.jsonl"), "lr": 3e-4, "batch_size": 64},
             "ppo": {
-                **common, "model": "sft", "reward": "reward", "prompts": str(data / "prompts.jsonl"), "steps": 40, "batch_size": 64, "minibatches": 4, "epochs": 2,
-                "lr": 3e-4, "max_new_tokens": 40, "kl": {"coef": 0.05, "target": KL_TARGET, "horizon": 1000}, "save_every": 4,
+                **common, "model": "sft", "reward": "reward", "prompts": str(data / "prompts.jsonl"), "steps": 28, "batch_size": 64, "minibatches": 4, "epochs": 2,
+                "lr": 3e-4, "lam": 1.0, "max_new_tokens": 44, "temperature": 0.7, "kl": {"coef": 0.1, "target": KL_TARGET, "horizon": 500}, "save_every": 4,
                 "monitors": {"gold": "truing.demo.gold:judge", "vader": "truing.demo.gold:lexicon"},
             },
             "evaluate": {
-                "before": "sft", "after": "ppo", "prompts": str(data / "heldout.jsonl"), "samples": 4, "max_new_tokens": 40, "kl_target": KL_TARGET,
+                "before": "sft", "after": "ppo", "prompts": str(data / "heldout.jsonl"), "samples": 4, "max_new_tokens": 44, "temperature": 0.7, "kl_target": KL_TARGET,
                 "scores": {"gold": "truing.demo.gold:judge", "vader": "truing.demo.gold:lexicon", "proxy": "reward"}, "verdict": "gold",
             },
         },
@@ -69,11 +69,11 @@ def film_recipe(name: str, seed: int, folder: Path) -> Recipe:
 def quick_recipe(name: str, seed: int, folder: Path) -> Recipe:
     """The same stages on a tiny model: SFT trains every weight from scratch, the other stages adapt it."""
     data = folder / "data"
-    adapted = {"lora": {"rank": 8, "alpha": 16.0}, "max_length": 64}
+    adapted = {"lora": {"rank": 8, "alpha": 16.0}, "max_length": 96}
     return make_recipe({
         "name": name, "seed": seed,
         "stages": {
-            "sft": {"model": str(data / "base"), "lora": None, "data": str(data / "demos.jsonl"), "lr": 3e-3, "batch_size": 32, "epochs": 24, "max_length": 64, "eval_share": 0.1, "save_every": 40},
+            "sft": {"model": str(data / "base"), "lora": None, "data": str(data / "demos.jsonl"), "lr": 3e-3, "batch_size": 32, "epochs": 24, "max_length": 96, "eval_share": 0.1, "save_every": 40},
             "reward": {**adapted, "model": "sft", "data": str(data / "prefs.jsonl"), "lr": 3e-3, "batch_size": 64, "epochs": 4},
             "ppo": {
                 **adapted, "model": "sft", "reward": "reward", "prompts": str(data / "prompts.jsonl"), "steps": 20, "batch_size": 64, "minibatches": 2, "epochs": 2,
@@ -98,11 +98,11 @@ def own_recipe(name: str, seed: int, folder: Path) -> Recipe:
             "reward": {**common, "model": "sft", "data": str(data / "prefs.jsonl"), "lr": 3e-4},
             "judge": {**common, "method": "reward", "model": "sft", "data": str(data / "judge.jsonl"), "lr": 3e-4},
             "ppo": {
-                **common, "model": "sft", "reward": "reward", "monitors": {"gold": "judge"}, "prompts": str(data / "prompts.jsonl"), "steps": 40, "batch_size": 64, "epochs": 2,
-                "lr": 3e-4, "max_new_tokens": 96, "kl": {"coef": 0.05, "target": KL_TARGET, "horizon": 1000}, "save_every": 4,
+                **common, "model": "sft", "reward": "reward", "monitors": {"gold": "judge"}, "prompts": str(data / "prompts.jsonl"), "steps": 28, "batch_size": 64, "epochs": 2,
+                "lr": 3e-4, "lam": 1.0, "max_new_tokens": 96, "temperature": 0.7, "kl": {"coef": 0.1, "target": KL_TARGET, "horizon": 500}, "save_every": 4,
             },
             "evaluate": {
-                "before": "sft", "after": "ppo", "prompts": str(data / "heldout.jsonl"), "max_new_tokens": 96, "kl_target": KL_TARGET,
+                "before": "sft", "after": "ppo", "prompts": str(data / "heldout.jsonl"), "max_new_tokens": 96, "temperature": 0.7, "kl_target": KL_TARGET,
                 "scores": {"gold": "judge", "proxy": "reward"}, "verdict": "gold",
             },
         },

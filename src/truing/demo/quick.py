@@ -14,7 +14,7 @@ from typing import Any
 
 from truing.demo import dataset, ratings
 from truing.demo.ratings import Sentence
-from truing.learn import seeds
+from truing import seeds
 
 #: word -> what an average rater gives a sentence with it
 _WORDS = {

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from truing.demo import assets, films
 from truing.errors import DataError
-from truing.learn import seeds
+from truing import seeds
 
 _TEXTS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 _RATINGS = "hutto_ICWSM_2014/movieReviewSnippets_anonDataRatings.txt"

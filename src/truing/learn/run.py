@@ -83,7 +83,7 @@ class Run:
 
     Attributes:
         folder: the run's folder.
-        seed: the seed of all its randomness (learn.seeds).
+        seed: the seed of all its randomness (truing.seeds).
         done: what `finish` was given, with ``seconds`` and ``peak_mib``; None while the stage is incomplete.
         stopping: a signal asked to finish the step, save and stop.
         progress: the display given to `open`, for the method to update; None when there is none.

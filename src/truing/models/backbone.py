@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class Backbone:
     """One set of base weights. Layers below ``depth`` carry no adapter and no gradient: they run once a pack."""
 
-    def __init__(self, model: PreTrainedModel, *, lora: Lora | None, lean: bool = True, trunk_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: PreTrainedModel, *, lora: Lora | None, lean: bool = True, dtype: torch.dtype = torch.float32) -> None:
         self.model = model
         self.lora = lora
         layers = _decoder_layers(model)
@@ -42,10 +42,9 @@ class Backbone:
         self.lean = lean and llama.fits(model)
         if lean and not self.lean:
             log.info("model type %r runs through transformers' own forward (slower)", model.config.model_type)
-        if self.lean:
-            for layer in layers[: self.depth]:
-                layer.to(trunk_dtype)
-        self.trunk_dtype = trunk_dtype if self.depth else torch.float32
+        self.dtype = dtype if self.lean and lora else torch.float32
+        for layer in layers:
+            layer.to(self.dtype)
         self._active: Adapter | None = None
         if not self.lean:
             self._hook()
@@ -75,8 +74,7 @@ class Backbone:
             return llama.run(self.model, llama.embed(self.model, pack), pack, 0, adapter)
         if self not in pack.trunk:
             with torch.no_grad():
-                x_ND = llama.embed(self.model, pack).to(self.trunk_dtype)
-                pack.trunk[self] = llama.run_layers(self.model, x_ND, pack, 0, self.depth, None).float()
+                pack.trunk[self] = llama.run_layers(self.model, llama.embed(self.model, pack), pack, 0, self.depth, None)
         return llama.run(self.model, pack.trunk[self], pack, self.depth, adapter)
 
     def _transformers_hidden(self, pack: Pack, adapter: Adapter | None) -> Tensor:

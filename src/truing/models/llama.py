@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from truing.models.adapters import Adapter
+from truing.models.attention import causal
 from truing.models.pack import Pack
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -33,14 +34,20 @@ def fits(model: PreTrainedModel) -> bool:
 
 
 def embed(model: PreTrainedModel, pack: Pack) -> Tensor:
-    return F.embedding(pack.ids_N, model.get_input_embeddings().weight)
+    """Token embeddings ``[N, D]`` in the precision of the layers."""
+    return F.embedding(pack.ids_N, model.get_input_embeddings().weight).to(dtype(model))
+
+
+def dtype(model: PreTrainedModel) -> torch.dtype:
+    """The precision of the layers; embeddings, final normalisation and head keep float32."""
+    return model.base_model.layers[0].mlp.down_proj.weight.dtype
 
 
 def run(model: PreTrainedModel, x_ND: Tensor, pack: Pack, first: int, adapter: Adapter | None) -> Tensor:
     """Layers ``first`` to the top and the final normalisation; float32 out."""
     base = model.base_model
     x_ND = run_layers(model, x_ND, pack, first, len(base.layers), adapter)
-    return norm(base.norm, x_ND).float()
+    return norm(base.norm, x_ND.float())
 
 
 def run_layers(model: PreTrainedModel, x_ND: Tensor, pack: Pack, first: int, last: int, adapter: Adapter | None) -> Tensor:
@@ -72,7 +79,7 @@ def linear(module: nn.Linear, path: str, x: Tensor, adapter: Adapter | None) -> 
     pair = adapter.pair(path) if adapter is not None else None
     if pair is None or adapter is None:
         return y
-    return y + F.linear(F.linear(x, pair[0] * adapter.scale), pair[1])
+    return y + F.linear(F.linear(x, (pair[0] * adapter.scale).to(x.dtype)), pair[1].to(x.dtype))
 
 
 def project(attention: nn.Module, path: str, x_ND: Tensor, cos: Tensor, sin: Tensor, adapter: Adapter | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,8 +98,6 @@ def feed_forward(mlp: nn.Module, path: str, x: Tensor, adapter: Adapter | None) 
 
 def _layer(layer: nn.Module, path: str, x_ND: Tensor, pack: Pack, cos: Tensor, sin: Tensor, adapter: Adapter | None) -> Tensor:
     q, k, v = project(layer.self_attn, f"{path}.self_attn", norm(layer.input_layernorm, x_ND), cos, sin, adapter)
-    q, k, v = (pack.grid(t).transpose(1, 2) for t in (q, k, v))  # [B, heads, T, d]
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=layer.self_attn.scaling, enable_gqa=q.shape[1] != k.shape[1])
-    mixed_ND = pack.flat(mixed.transpose(1, 2)).flatten(-2)
+    mixed_ND = pack.flat(causal(pack.grid(q), pack.grid(k), pack.grid(v), layer.self_attn.scaling)).flatten(-2)
     x_ND = x_ND + linear(layer.self_attn.o_proj, f"{path}.self_attn.o_proj", mixed_ND, adapter)
     return x_ND + feed_forward(layer.mlp, f"{path}.mlp", norm(layer.post_attention_layernorm, x_ND), adapter)

@@ -71,7 +71,7 @@ class Origin:
     base: str
     folder: Path | None = None
     lora: Lora | None = None
-    trunk: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {k.removeprefix(PEFT_PREFIX).replace(".lora_A.weight", ".A").replace(".lora_B.weight", ".B"): v for k, v in load_file((self.folder or Path()) / "adapter_model.safetensors").items()}  # fmt: skip
@@ -92,10 +92,10 @@ def origin(name: str) -> Origin:
     try:
         data = json.loads(card.read_text())
         lora = Lora(**data["lora"]) if data["lora"] else None
-        base, trunk = data["base"] or name, data["trunk"]
+        base, dtype = data["base"] or name, data["dtype"]
     except (KeyError, ValueError) as error:
         raise ModelError(f"{card}: not a model card that Truing wrote ({error}); train the stage again") from error
-    return Origin(base, folder, lora, trunk)
+    return Origin(base, folder, lora, dtype)
 
 
 def tokenizer_of(name: str) -> Any:
@@ -111,15 +111,14 @@ def open_backbone(name: str, options: Stage) -> tuple[Backbone, Origin]:
         merge_into(model, source)
         source = Origin(source.base)
     dtype = torch.bfloat16 if wants_bfloat16(options) else torch.float32
-    return Backbone(model, lora=options.lora, trunk_dtype=dtype), source
+    return Backbone(model, lora=options.lora, dtype=dtype), source
 
 
 def wants_bfloat16(options: Stage) -> bool:
-    """Whether the frozen trunk runs in bfloat16 under these options."""
-    trunk = options.lora is not None and options.lora.layers is not None
-    if options.dtype == "bfloat16" and not trunk:
-        raise ConfigError("dtype=bfloat16 is the precision of the frozen layers below the adapters; set lora.layers, or dtype: float32")
-    return trunk and (options.dtype == "bfloat16" or (options.dtype == "auto" and has_bfloat16()))
+    """Whether the frozen layers run in bfloat16 under these options."""
+    if options.dtype == "bfloat16" and options.lora is None:
+        raise ConfigError("dtype=bfloat16 is the precision of frozen layers, and lora: null freezes none; use lora, or dtype: float32")
+    return options.lora is not None and (options.dtype == "bfloat16" or (options.dtype == "auto" and has_bfloat16()))
 
 
 @torch.no_grad()
@@ -162,7 +161,7 @@ def open_role(name: str, *, share: Backbone | None = None, share_base: str | Non
     if share is not None and share.lora is not None and source.base == share_base and (source.lora == share.lora or (source.lora is None and not head)):
         backbone = share
     else:
-        backbone, source = open_backbone(name, Stage(lora=saved.lora, dtype=saved.trunk))
+        backbone, source = open_backbone(name, Stage(lora=saved.lora, dtype=saved.dtype))
         backbone.model.requires_grad_(False)
     role = Role(backbone) if source.lora is None else policy_role(backbone, source, seed=0, purpose="saved", trained=False)
     if head:
@@ -185,7 +184,7 @@ def save_role(role: Role, folder: Path, *, base: str, tokenizer: Any = None) -> 
     if role.head is not None:
         save_file({k: v.detach().contiguous() for k, v in role.head.state_dict().items()}, folder / "head.safetensors")
     weights = role_hash(folder)
-    _write_json(folder / "truing.json", {"base": base if lora else None, "lora": lora.model_dump() if lora else None, "trunk": str(role.backbone.trunk_dtype).removeprefix("torch."), "scores": role.head is not None, "weights_sha256": weights})
+    _write_json(folder / "truing.json", {"base": base if lora else None, "lora": lora.model_dump() if lora else None, "dtype": str(role.backbone.dtype).removeprefix("torch."), "scores": role.head is not None, "weights_sha256": weights})
     return weights
 
 

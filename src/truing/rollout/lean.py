@@ -6,6 +6,7 @@ own positions (prompts of different length need no padding token). Finished rows
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from truing.models import llama
+from truing.models.attention import causal
 from truing.models.pack import Pack
 from truing.models.roles import Role
 
@@ -22,8 +24,8 @@ class _Merged(nn.Module):
 
     def __init__(self, module: nn.Linear, delta: Tensor | None) -> None:
         super().__init__()
-        self.weight = module.weight if delta is None else nn.Parameter(module.weight + delta, requires_grad=False)
-        self.bias = module.bias
+        self.weight = nn.Parameter(module.weight.float() if delta is None else module.weight.float() + delta, requires_grad=False)
+        self.bias = None if module.bias is None else nn.Parameter(module.bias.float(), requires_grad=False)
 
 
 class LeanDecoder:
@@ -32,7 +34,6 @@ class LeanDecoder:
     def __init__(self, role: Role) -> None:
         self.model = role.backbone.model
         self.layers = self.model.base_model.layers
-        self.depth, self.trunk_dtype = role.backbone.depth, role.backbone.trunk_dtype
         adapter = role.adapter
         self.merged: dict[str, _Merged] = {}
         if adapter is not None:
@@ -40,11 +41,15 @@ class LeanDecoder:
             for path in role.backbone.targets:
                 pair = adapter.pair(path)
                 self.merged[path] = _Merged(modules[path], None if pair is None else (pair[1] @ pair[0]) * adapter.scale)  # type: ignore[arg-type]
+        self.precision = [torch.float32 if self._adapted(f"model.layers.{i}") else llama.dtype(self.model) for i in range(len(self.layers))]
         self.swapped = [self._with_merged(layer, f"model.layers.{i}") for i, layer in enumerate(self.layers)]
+
+    def _adapted(self, path: str) -> bool:
+        return any(p.startswith(path + ".") for p in self.merged)
 
     def _with_merged(self, layer: nn.Module, path: str) -> nn.Module:
         """The layer's own submodules, with the merged linear layers in place of the adapted ones."""
-        if not any(p.startswith(path + ".") for p in self.merged):
+        if not self._adapted(path):
             return layer
         view = nn.Module()
         for part in ("self_attn", "mlp"):
@@ -55,7 +60,7 @@ class LeanDecoder:
                 if hasattr(source, name):
                     setattr(inner, name, getattr(source, name))
             view.add_module(part, inner)
-        view.input_layernorm, view.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
+        view.input_layernorm, view.post_attention_layernorm = (copy.deepcopy(n).float() for n in (layer.input_layernorm, layer.post_attention_layernorm))
         return view
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
@@ -67,15 +72,15 @@ class LeanDecoder:
         self.cache = []
         x = llama.embed(self.model, pack)
         for index, layer in enumerate(self.swapped):
-            x = x.to(self.trunk_dtype) if index < self.depth else x.float()
+            x = x.to(self.precision[index])
             cos, sin = llama.rotary(self.model, x, pack.positions_N)
             q, k, v = llama.project(layer.self_attn, "", llama.norm(layer.input_layernorm, x), cos, sin, None)
-            q, k, v = (pack.grid(t).transpose(1, 2) for t in (q, k, v))
+            q, k, v = (pack.grid(t) for t in (q, k, v))
             keys, values = (torch.zeros(len(pack), heads, total, width, dtype=x.dtype) for _ in range(2))
-            keys[:, :, : pack.shape[1]], values[:, :, : pack.shape[1]] = k, v
+            keys[:, :, : pack.shape[1]], values[:, :, : pack.shape[1]] = k.transpose(1, 2), v.transpose(1, 2)
             self.cache.append((keys, values))
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=layer.self_attn.scaling, enable_gqa=q.shape[1] != k.shape[1])
-            x = x + llama.linear(layer.self_attn.o_proj, "", pack.flat(mixed.transpose(1, 2)).flatten(-2), None)
+            mixed = causal(q, k, v, layer.self_attn.scaling)
+            x = x + llama.linear(layer.self_attn.o_proj, "", pack.flat(mixed).flatten(-2), None)
             x = x + llama.feed_forward(layer.mlp, "", llama.norm(layer.post_attention_layernorm, x), None)
         return self._logits(x[pack.last()])
 
@@ -84,9 +89,9 @@ class LeanDecoder:
         x = F.embedding(tokens, self.model.get_input_embeddings().weight)
         seen = int(self.lengths.max()) + 1
         visible = (torch.arange(seen) <= self.lengths[:, None])[:, None, None, :]
-        tables = {d: llama.rotary(self.model, x.to(d), self.lengths) for d in {self.trunk_dtype, torch.float32}}
+        tables = {d: llama.rotary(self.model, x.to(d), self.lengths) for d in set(self.precision)}
         for index, layer in enumerate(self.swapped):
-            x = x.to(self.trunk_dtype) if index < self.depth else x.float()
+            x = x.to(self.precision[index])
             q, k, v = llama.project(layer.self_attn, "", llama.norm(layer.input_layernorm, x), *tables[x.dtype], None)
             keys, values = self.cache[index]
             keys[rows, :, self.lengths], values[rows, :, self.lengths] = k, v
@@ -101,7 +106,10 @@ class LeanDecoder:
         return self._logits(x)
 
     def keep(self, rows: Tensor) -> None:
-        self.cache = [(k[rows], v[rows]) for k, v in self.cache]
+        seen = int(self.lengths.max()) + 1
+        for keys, values in self.cache:  # in place: rows only move up, and only their used part
+            keys[: len(rows), :, :seen], values[: len(rows), :, :seen] = keys[rows, :, :seen], values[rows, :, :seen]
+        self.cache = [(k[: len(rows)], v[: len(rows)]) for k, v in self.cache]
         self.lengths = self.lengths[rows]
 
     def _logits(self, x: Tensor) -> Tensor:
