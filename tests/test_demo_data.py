@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from truing.demo import assets, dataset, films, quick, ratings
+from truing import assets
+from truing.demo import dataset, films, quick, ratings
 from truing.errors import DataError, MissingExtraError
 
 SETS = {"train": films.train_prompts(), "dev": films.dev_prompts(), "heldout": films.heldout_prompts()}

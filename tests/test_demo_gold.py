@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from truing.demo import assets, gold, ratings
+from truing import assets
+from truing.demo import gold, ratings
 from truing.errors import DataError, MissingExtraError, RewardError
 
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truing.demo import agreement, assets, films, quick, ratings
+from truing import assets
+from truing.demo import agreement, films, quick, ratings
 from truing.demo.ratings import Sentence
 from truing.errors import DataError, RewardError
 from truing.maths import stats

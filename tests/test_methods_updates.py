@@ -14,6 +14,7 @@ import tiny
 from test_models_backbone import moved, small
 from truing.config import PPO, Lora, make_recipe
 from truing.data.batches import by_token_budget
+from truing.data.trained import require_trained
 from truing.errors import ConfigError, NonFiniteError, RewardError
 from truing.learn.update import Learner
 from truing.methods import ppo as ppo_page
@@ -64,7 +65,7 @@ def naive(policy: Role) -> dict[str, Tensor]:
 @pytest.mark.parametrize("lora", [None, Lora(rank=2, layers=2)])
 def test_packed_padded_accumulated_and_whole_batches_give_one_gradient(lora: Lora | None) -> None:
     packed, padded = role(True, lora), role(False, lora)
-    total = sft_page.trained_tokens(BATCH)
+    total = require_trained(BATCH)
     assert total == 10
     whole = gradients(packed, [range(4)], total)
     others = {
@@ -80,7 +81,7 @@ def test_packed_padded_accumulated_and_whole_batches_give_one_gradient(lora: Lor
         for key, g in whole.items():
             torch.testing.assert_close(found[key], g, atol=1e-5, rtol=1e-5, msg=lambda m, n=name, k=key: f"{n}: {k}: {m}")
     # the field's mistake, a mean of micro-batch means, gives another gradient
-    wrong = [sft_page.loss(packed, [BATCH[i]], sft_page.trained_tokens([BATCH[i]])) / 4 for i in range(4)]
+    wrong = [sft_page.loss(packed, [BATCH[i]], require_trained([BATCH[i]])) / 4 for i in range(4)]
     for p in packed.parameters().values():
         p.grad = None
     sum(wrong).backward()  # type: ignore[union-attr]
@@ -130,7 +131,7 @@ def test_a_non_finite_update_is_left_out_and_five_in_a_row_stop() -> None:
     learner, p = quadratic()
     before = p.detach().clone()
     out = learner.update([0], [1], lambda _: (p * float("nan")).sum())
-    assert out["skipped"] == 1 and torch.equal(p, before)
+    assert out["update/skipped"] == 1 and torch.equal(p, before)
     learner.update([0], [1], lambda _: p.square().sum())
     assert not torch.equal(p, before) and torch.isfinite(p).all()
     with pytest.raises(NonFiniteError, match="5 updates in a row"):

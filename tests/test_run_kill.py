@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 import torch
 
-from truing.learn import run as run_module
 from truing import seeds
+from truing.learn import run as run_module
 from truing.learn.checkpoint import digest, newest
 from truing.learn.run import Run, StoppedEarly
 from truing.observe.events import canonical_events

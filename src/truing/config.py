@@ -190,7 +190,7 @@ def parse_yaml(text: str, name: str = "<string>") -> Any:
         raise ConfigError(f"{name}{line}: not valid YAML: {getattr(error, 'problem', None) or getattr(error, 'reason', error)}") from error
     finally:
         if loader is not None:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
 
 
 def _numbers(value: Any) -> Any:

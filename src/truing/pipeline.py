@@ -6,6 +6,7 @@ The folder ``runs/NAME`` holds `recipe.yaml` and one folder a stage. Where an op
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from truing.disk import write_atomic
 from truing.errors import ConfigError
 
 NAMES = ("model", "reward", "before", "after")  # options that may name an earlier stage
+METHODS = {"sft": ("sft", "sft"), "reward": ("reward_model", "reward_model"), "ppo": ("ppo", "ppo"), "evaluate": ("evaluate", "evaluate")}
 TABLES = ("monitors", "scores")  # options that are tables of such names
 
 
@@ -28,15 +30,15 @@ def run_recipe(recipe: Recipe, runs: Path, progress: Any = None) -> Path:
     folder = Path(runs) / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     ready: dict[str, str] = {}
-    plans = []
-    for name, stage in recipe.stages.items():
-        plans.append((name, _resolved(name, stage, ready, list(recipe.stages))))
+    plans: list[tuple[str, Any]] = []
+    for name, given in recipe.stages.items():
+        plans.append((name, _resolved(name, given, ready, list(recipe.stages))))
         ready[name] = str(folder / name / "model")
     write_atomic(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True).encode())
     for index, (name, stage) in enumerate(plans):
         if progress:
             progress.stage(name, index, len(plans), None)
-        result = _method(stage.method)(stage, folder / name, seed=recipe.seed, progress=progress)  # type: ignore[attr-defined]
+        result = _method(stage.method)(stage, folder / name, seed=recipe.seed, progress=progress)
         if progress:
             progress.note(f"{name} is complete ({result['seconds']:.0f} s)")
     if progress:
@@ -56,12 +58,6 @@ def _resolved(name: str, stage: Frozen, ready: dict[str, str], stages: list[str]
 
 
 def _method(name: str) -> Callable[..., dict[str, Any]]:
-    if name == "sft":
-        from truing.methods.sft import sft as run
-    elif name == "reward":
-        from truing.methods.reward_model import reward_model as run
-    elif name == "ppo":
-        from truing.methods.ppo import ppo as run
-    else:
-        from truing.methods.evaluate import evaluate as run
-    return run
+    module, function = METHODS[name]
+    found: Callable[..., dict[str, Any]] = getattr(importlib.import_module(f"truing.methods.{module}"), function)
+    return found

@@ -157,8 +157,10 @@ class Rollout:
 
     def select(self, rows: list[int]) -> Rollout:
         """The rollout of some of the samples."""
-        parts = (t[rows] for t in (self.completion_BT, self.trained_BT, self.sampler_logp_BT, self.finished_B))
-        return Rollout([self.prompts[i] for i in rows], *parts, self.temperature, self.version)
+        return Rollout(
+            [self.prompts[i] for i in rows], self.completion_BT[rows], self.trained_BT[rows], self.sampler_logp_BT[rows], self.finished_B[rows],
+            self.temperature, self.version,
+        )  # fmt: skip
 
     def sequences(self) -> list[list[int]]:
         """Prompt + completion of each sample, without padding."""

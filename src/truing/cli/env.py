@@ -28,7 +28,7 @@ def environment() -> dict[str, Any]:
     """The same as plain values; a package or fact that is not there is None."""
     import torch
 
-    from truing.demo import assets
+    from truing import assets
     from truing.errors import TruingError
     from truing.models.precision import has_bfloat16
 

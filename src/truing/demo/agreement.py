@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from truing import seeds
 from truing.demo.ratings import Sentence
 from truing.errors import DataError, RewardError
-from truing import seeds
 from truing.maths import stats
 
 Array = NDArray[np.float64]

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from truing.demo import assets, quick, ratings
+from truing import assets
+from truing.demo import quick, ratings
 from truing.disk import write_atomic
 from truing.errors import RewardError
 
@@ -90,14 +91,13 @@ def fit_ridge(x: Array, y: Array, penalties: Sequence[float] | None = None) -> R
     squares = np.clip(squares, 0.0, None)
     zv = z @ v
     along = zv.T @ target
-    best: tuple[float, float, Array] | None = None
+    found: list[tuple[float, float, Array]] = []
     for penalty in penalties or 10.0 ** np.arange(0.0, 6.01, 0.25):
         w = along / (squares + penalty)
         leverage = (zv**2) @ (1 / (squares + penalty)) + 1 / len(y)
         error = float(np.mean(((target - zv @ w) / (1 - leverage)) ** 2))
-        if best is None or error < best[0]:
-            best = error, float(penalty), v @ w
-    assert best is not None  # there is always a penalty to try
+        found.append((error, float(penalty), v @ w))
+    best = min(found, key=lambda f: f[0])
     return Ridge(best[2], centre, scale, float(y.mean()), best[1], 1 - best[0] / float(target.var()))
 
 
@@ -180,7 +180,7 @@ def _judge() -> Judge:
 @functools.cache
 def _analyzer() -> Any:
     assets.require("vaderSentiment")
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # type: ignore[import-untyped]
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     return SentimentIntensityAnalyzer()
 

@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from truing import seeds
 from truing.demo import dataset, ratings
 from truing.demo.ratings import Sentence
-from truing import seeds
 
 #: word -> what an average rater gives a sentence with it
 _WORDS = {

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from truing.demo import assets, films
+from truing import assets, seeds
+from truing.demo import films
 from truing.errors import DataError
-from truing import seeds
 
 _TEXTS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 _RATINGS = "hutto_ICWSM_2014/movieReviewSnippets_anonDataRatings.txt"

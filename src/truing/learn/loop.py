@@ -6,6 +6,7 @@ step, sample), so a run that was killed at any instant goes on bit for bit.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -29,7 +30,9 @@ def steps(
         restore(saved.state["method"])
         first = saved.step + 1
     for step in range(first, total + 1):
+        began = time.perf_counter()
         yield step
+        run.log("timing", step, {"seconds/step": time.perf_counter() - began, "memory/peak_mib": run.peak_mib})
         if step % every == 0 or step == total or run.stopping:
             run.checkpoint(step, learner.tensors(), {"learner": learner.state(), "method": dict(state())})
         run.stop_if_asked(step)

@@ -40,8 +40,8 @@ class Learner:
         self.lr, self.total, self.warmup, self.schedule, self.grad_clip = lr, max(total, 1), warmup, schedule, grad_clip
         self.micro_tokens = micro_tokens
         self.updates = self.skipped = self.skipped_in_a_row = 0
-        groups = [{"params": [p], "lr": lr_of(name) if lr_of else lr} for name, p in self.params.items()]
-        self.base_lrs = [g["lr"] for g in groups]
+        self.base_lrs = [lr_of(name) if lr_of else lr for name in self.params]
+        groups = [{"params": [p], "lr": rate} for p, rate in zip(self.params.values(), self.base_lrs, strict=True)]
         self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=eps, weight_decay=weight_decay)
 
     def factor(self, update: int) -> float:
@@ -59,7 +59,7 @@ class Learner:
             items: what `loss` is called with, part by part; ``lengths[i]`` is the tokens of ``items[i]``.
             loss: the part's share of the scalar loss, with gradient.
 
-        Returns ``loss``, ``grad/norm`` (before clipping), ``lr`` and ``skipped`` (1 when the update was left out).
+        Returns ``loss``, ``grad/norm`` (before clipping), ``lr`` and ``update/skipped`` (1 when the update was left out).
         Raises NonFiniteError after `MAX_SKIPS` skipped updates in a row.
         """
         self.adam.zero_grad(set_to_none=True)
@@ -80,7 +80,7 @@ class Learner:
                 raise NonFiniteError(f"{MAX_SKIPS} updates in a row had a non-finite loss or gradient (loss {value}, norm {norm}); lower lr or look at the last samples")
         self.updates += 1
         self.adam.zero_grad(set_to_none=True)
-        return {"loss": value, "grad/norm": norm, "lr": self.lr * factor, "skipped": float(not finite)}
+        return {"loss": value, "grad/norm": norm, "lr": self.lr * factor, "update/skipped": float(not finite)}
 
     def _accumulate(self, items: Sequence[int], lengths: Sequence[int], loss: Callable[[list[int]], Tensor]) -> float:
         while True:
@@ -89,7 +89,7 @@ class Learner:
                 for part in by_token_budget(lengths, self.micro_tokens):
                     share = loss([items[i] for i in part])
                     total += float(share.detach())
-                    share.backward()  # type: ignore[no-untyped-call]
+                    share.backward()
                 return total
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error) or self.micro_tokens <= max(lengths):

@@ -102,4 +102,5 @@ def token_likelihood(
         raise ValueError(f"token_likelihood: temperature={temperature} must be positive")
     if len(targets) and (int(targets.min()) < 0 or int(targets.max()) >= len(weight)):
         raise ValueError(f"token_likelihood: token ids span {int(targets.min())}..{int(targets.max())}, the head has {len(weight)} rows")
-    return TokenLikelihood(*_Head.apply(hidden, weight, bias, targets, temperature, entropy_gradient, chunk))
+    logp, entropy = _Head.apply(hidden, weight, bias, targets, temperature, entropy_gradient, chunk)  # type: ignore[no-untyped-call]
+    return TokenLikelihood(logp, entropy)

@@ -76,7 +76,7 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
             values = record(batch, scores, monitored, experience, updated, control.coef, config)
             state["kl_coef"] = control.after(values["kl/sequence"], len(batch)).coef
             run.log("metrics", step, values)
-            run.log("timing", step, clock.seconds(rollout))
+            run.log("timing", step, clock.phases(rollout))
             if step == 1 or step % config.save_every == 0 or step == config.steps:
                 run.samples(step, batch.rows(scores))
             if run.progress:
@@ -238,6 +238,7 @@ def record(
         "text/distinct_2": distinct_n(batch.texts.texts, 2),
         "sampler/mismatch": float((experience.logp_old - batch.rollout.sampler_logp_BT)[trained].abs().mean()),
         "grad/norm": mean["grad/norm"],
+        "update/skipped": mean["update/skipped"],
         "lr": updated[-1]["lr"],
     }
 
@@ -252,9 +253,8 @@ class _Clock:
         now = time.perf_counter()
         self.laps[f"seconds/{name}"], self.last = now - self.last, now
 
-    def seconds(self, rollout: Rollout) -> dict[str, float]:
-        whole = time.perf_counter() - self.start
-        return {**self.laps, "seconds/step": whole, "tokens_per_second": float(rollout.lengths_B.sum()) / whole}
+    def phases(self, rollout: Rollout) -> dict[str, float]:
+        return {**self.laps, "tokens_per_second": float(rollout.lengths_B.sum()) / (time.perf_counter() - self.start)}
 
 
 def _chosen(n: int, size: int, step: int, seed: int) -> list[int]:

@@ -64,9 +64,9 @@ def reward_model(config: Reward, folder: Path, *, seed: int, progress: Any = Non
             if run.progress:
                 run.progress.step(folder.name, step, {"loss": values["loss"], "accuracy": seen["accuracy"]}, len(batches))
 
-        result = {"pairs": len(train), "updates": len(batches), **evaluate(model, held, config.micro_tokens)}
+        result: dict[str, Any] = {"pairs": len(train), "updates": len(batches), **evaluate(model, held, config.micro_tokens)}
         with torch.no_grad():
-            model.head.bias -= result.pop("score/mean")  # centred on held-out data
+            model.head.bias.sub_(result.pop("score/mean"))  # centred on held-out data
         result["weights_sha256"] = save_role(model, folder / "model", base=source.base, tokenizer=tokenizer)
         run.finish(result)
         return run.done or result

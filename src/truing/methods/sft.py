@@ -17,7 +17,7 @@ from truing.config import SFT
 from truing.data.batches import by_token_budget, epoch_order, split
 from truing.data.prepare import read_records, render_all
 from truing.data.template import Renderer
-from truing.errors import DataError
+from truing.data.trained import require_stop, require_trained
 from truing.learn.loop import steps
 from truing.learn.run import Run
 from truing.learn.update import Learner
@@ -41,6 +41,7 @@ def sft(config: SFT, folder: Path, *, seed: int, progress: Any = None) -> dict[s
         rows = render_all(read_records(config.data, "sft", config.on_bad, folder), lambda r: renderer.demonstration(r, config.max_length), config.on_bad, folder)
         tokens = {id(r): t for r, t in rows}
         train, held = ([tokens[id(r)] for r in part] for part in split([r for r, _ in rows], config.eval_share, seed))
+        require_stop(train, renderer.stop_ids, config.data)
         backbone, source = open_backbone(config.model, config)
         policy = policy_role(backbone, source, seed=seed, purpose="sft")
 
@@ -55,7 +56,7 @@ def sft(config: SFT, folder: Path, *, seed: int, progress: Any = None) -> dict[s
             epoch, place = divmod(step - 1, per_epoch)
             order = epoch_order(len(train), seed, epoch, "sft")
             batch = [train[i] for i in order[place * size : (place + 1) * size]]
-            counted = trained_tokens(batch)
+            counted = require_trained(batch)
             values = learner.update(range(len(batch)), [len(t) for t in batch], lambda part, b=batch, n=counted: loss(policy, [b[i] for i in part], n))  # type: ignore[misc]
             run.log("metrics", step, {**values, "tokens/trained": counted})
             if run.progress:
@@ -63,7 +64,7 @@ def sft(config: SFT, folder: Path, *, seed: int, progress: Any = None) -> dict[s
 
         result: dict[str, Any] = {"examples": len(train), "updates": total}
         if held:
-            result["eval/loss"] = evaluate(policy, held, config.micro_tokens)
+            result |= evaluate(policy, held, config.micro_tokens)
         result["weights_sha256"] = save_role(policy, folder / "model", base=source.base, tokenizer=tokenizer)
         run.finish(result)
         return run.done or result
@@ -78,16 +79,15 @@ def loss(policy: Role, batch: Sequence[Tokens], total: int) -> Tensor:
     return reduce.tokens(-logp, torch.ones_like(logp), total)
 
 
-def trained_tokens(batch: Sequence[Tokens]) -> int:
-    """How many tokens of a batch count in the loss. Raises DataError when none does."""
-    count = sum(sum(t.trained) for t in batch)
-    if count == 0:
-        raise DataError(f"rows {[t.id for t in batch][:3]}: no trained token in the whole batch; raise max_length or check the data")
-    return count
-
-
 @torch.no_grad()
-def evaluate(policy: Role, held: Sequence[Tokens], micro_tokens: int) -> float:
-    """Mean negative log-likelihood of held-out trained tokens, in nats."""
-    total = trained_tokens(held)
-    return sum(float(loss(policy, [held[i] for i in part], total)) for part in by_token_budget([len(t) for t in held], micro_tokens))
+def evaluate(policy: Role, held: Sequence[Tokens], micro_tokens: int) -> dict[str, float]:
+    """Held-out loss in nats a token, and the share of completions whose last token is the model's first choice there."""
+    total, nats, ended = require_trained(held), 0.0, 0
+    for part in by_token_budget([len(t) for t in held], micro_tokens):
+        batch = [held[i] for i in part]
+        nats += float(loss(policy, batch, total))
+        pack = Pack([t.ids for t in batch])
+        before_last = policy.hidden(pack)[pack.last() - 1]
+        choice = torch.nn.functional.linear(before_last, policy.backbone.head_weight, policy.backbone.head_bias).argmax(-1)
+        ended += int((choice == pack.ids_N[pack.last()]).sum())
+    return {"eval/loss": nats, "eval/eos_share": ended / len(held)}

@@ -17,8 +17,8 @@ SHORT = 128
 def causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Queries ``[B, T, H, d]`` over keys and values ``[B, T, K, d]``, H a multiple of K; the result is ``[B, T, H, d]``."""
     if q.shape[1] > SHORT or q.is_cuda:
-        grouped = q.shape[2] != k.shape[2]
-        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, scale=scale, enable_gqa=grouped).transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
     (b, t, h, d), heads = q.shape, k.shape[2]
     groups = h // heads
     q = (q * scale).unflatten(2, (heads, groups)).permute(0, 2, 3, 1, 4).reshape(b * heads, groups * t, d)  # one key head's queries together

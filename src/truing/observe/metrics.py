@@ -73,6 +73,8 @@ _ROWS = [
     Metric("grad/norm", "none", "global 2-norm of the gradient before clipping; the mean over the updates of the step",
            Healthy(1e-12, None, "a gradient of zero trains nothing: every token may be masked, or every advantage zero"), "Pascanu et al. 2013 (1211.5063)", _ALL),
     Metric("lr", "1", "learning rate of the (last) update of the step", None, OWN, _ALL),
+    Metric("update/skipped", "share", "updates of the step that were left out because their loss or gradient was not finite",
+           Healthy(0, 0, "NaN or infinity in loss or gradient: lower lr, and look at the samples of that step", "every"), OWN, _ALL),
     # supervised fine-tuning and reward model
     Metric("loss", "nats per trained token (sft), nats per pair (reward)",
            "sft: mean of -log p(token) over the trained tokens of the update. reward: mean of -log sigmoid(r_chosen - r_rejected - margin), plus the centring term",

@@ -40,7 +40,7 @@ class LeanDecoder:
             modules = dict(self.model.named_modules())
             for path in role.backbone.targets:
                 pair = adapter.pair(path)
-                self.merged[path] = _Merged(modules[path], None if pair is None else (pair[1] @ pair[0]) * adapter.scale)  # type: ignore[arg-type]
+                self.merged[path] = _Merged(modules[path], None if pair is None else (pair[1] @ pair[0]) * adapter.scale)
         self.precision = [torch.float32 if self._adapted(f"model.layers.{i}") else llama.dtype(self.model) for i in range(len(self.layers))]
         self.swapped = [self._with_merged(layer, f"model.layers.{i}") for i, layer in enumerate(self.layers)]
 

@@ -1,4 +1,4 @@
-"""Where the demo's real model, encoder and human ratings live, how they are fetched, and how they are verified.
+"""Where the real model, encoder and human ratings live, how they are fetched, and how they are verified.
 
 Nothing of them is in the repository. The model and the encoder are files inside PyPI packages; the ratings are a file
 inside the *source* distribution of vaderSentiment 3.3.2 (MIT), by Hutto & Gilbert (ICWSM 2014).

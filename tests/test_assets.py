@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from truing.demo import assets
+from truing import assets
 from truing.errors import ConfigError, DataError, MissingExtraError
 
 
