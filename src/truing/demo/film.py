@@ -17,7 +17,7 @@ from truing.disk import write_atomic
 from truing.errors import DataError
 from truing.pipeline import run_recipe
 
-KL_TARGET = 4.0
+KL_TARGET = 2.0  # nats a sequence: at 4 the training rollouts had shrunk to half their length, at 2 they keep three quarters
 COST = {  # measured seconds of the stages, for the time left of the whole
     "film": {"sft": 125, "reward": 185, "ppo": 330, "evaluate": 70},
     "quick": {"sft": 20, "reward": 10, "ppo": 15, "evaluate": 8},
@@ -61,8 +61,8 @@ def film_recipe(name: str, seed: int, folder: Path) -> Recipe:
             "sft": {**common, "model": "smollm2-135m", "data": str(data / "demos.jsonl"), "lr": 5e-4, "batch_size": 32},
             "reward": {**common, "model": "sft", "data": str(data / "prefs.jsonl"), "lr": 3e-4, "batch_size": 64},
             "ppo": {
-                **common, "model": "sft", "reward": "reward", "prompts": str(data / "prompts.jsonl"), "steps": 24, "batch_size": 64, "minibatches": 4, "epochs": 2,
-                "lr": 3e-4, "lam": 1.0, "max_new_tokens": 44, "temperature": 0.7, "kl": {"coef": 0.3, "target": KL_TARGET, "horizon": 500}, "save_every": 4,
+                **common, "model": "sft", "reward": "reward", "prompts": str(data / "prompts.jsonl"), "steps": 20, "batch_size": 64, "minibatches": 4, "epochs": 2,
+                "lr": 3e-4, "lam": 1.0, "max_new_tokens": 44, "temperature": 0.7, "kl": {"coef": 0.6, "target": KL_TARGET, "horizon": 500}, "save_every": 4,
                 "monitors": {"gold": "truing.demo.gold:judge", "vader": "truing.demo.gold:lexicon"},
             },
             "evaluate": {
@@ -80,14 +80,14 @@ def quick_recipe(name: str, seed: int, folder: Path) -> Recipe:
     return make_recipe({
         "name": name, "seed": seed,
         "stages": {
-            "sft": {"model": str(data / "base"), "lora": None, "data": str(data / "demos.jsonl"), "lr": 3e-3, "batch_size": 32, "epochs": 24, "max_length": 96, "eval_share": 0.1, "save_every": 40},
-            "reward": {**adapted, "model": "sft", "data": str(data / "prefs.jsonl"), "lr": 3e-3, "batch_size": 64, "epochs": 4},
+            "sft": {"model": str(data / "base"), "lora": None, "data": str(data / "demos.jsonl"), "lr": 3e-3, "batch_size": 32, "epochs": 24, "warmup": 0.02, "max_length": 96, "eval_share": 0.1, "save_every": 40},
+            "reward": {**adapted, "model": "sft", "data": str(data / "prefs.jsonl"), "lr": 3e-3, "batch_size": 64, "epochs": 6},
             "ppo": {
                 **adapted, "model": "sft", "reward": "reward", "prompts": str(data / "prompts.jsonl"), "steps": 20, "batch_size": 64, "minibatches": 2, "epochs": 2,
-                "lr": 3e-3, "max_new_tokens": 16, "kl": {"coef": 0.05, "target": 4.0, "horizon": 1000}, "save_every": 5, "monitors": {"gold": "truing.demo.gold:wordlist"},
+                "lr": 2e-3, "lam": 1.0, "max_new_tokens": 20, "temperature": 0.7, "kl": {"coef": 0.3, "target": 4.0, "horizon": 500}, "save_every": 5, "monitors": {"gold": "truing.demo.gold:wordlist"},
             },
             "evaluate": {
-                "before": "sft", "after": "ppo", "prompts": str(data / "heldout.jsonl"), "samples": 8, "max_new_tokens": 16, "kl_target": 4.0,
+                "before": "sft", "after": "ppo", "prompts": str(data / "heldout.jsonl"), "samples": 8, "max_new_tokens": 20, "temperature": 0.7, "kl_target": 4.0,
                 "scores": {"gold": "truing.demo.gold:wordlist", "proxy": "reward"}, "verdict": "gold",
             },
         },
@@ -105,8 +105,8 @@ def own_recipe(name: str, seed: int, folder: Path) -> Recipe:
             "reward": {**common, "model": "sft", "data": str(data / "prefs.jsonl"), "lr": 3e-4},
             "judge": {**common, "method": "reward", "model": "sft", "data": str(data / "judge.jsonl"), "lr": 3e-4},
             "ppo": {
-                **common, "model": "sft", "reward": "reward", "monitors": {"gold": "judge"}, "prompts": str(data / "prompts.jsonl"), "steps": 24, "batch_size": 64, "epochs": 2,
-                "lr": 3e-4, "lam": 1.0, "max_new_tokens": 96, "temperature": 0.7, "kl": {"coef": 0.3, "target": KL_TARGET, "horizon": 500}, "save_every": 4,
+                **common, "model": "sft", "reward": "reward", "monitors": {"gold": "judge"}, "prompts": str(data / "prompts.jsonl"), "steps": 20, "batch_size": 64, "epochs": 2,
+                "lr": 3e-4, "lam": 1.0, "max_new_tokens": 96, "temperature": 0.7, "kl": {"coef": 0.6, "target": KL_TARGET, "horizon": 500}, "save_every": 4,
             },
             "evaluate": {
                 "before": "sft", "after": "ppo", "prompts": str(data / "heldout.jsonl"), "max_new_tokens": 96, "temperature": 0.7, "kl_target": KL_TARGET,

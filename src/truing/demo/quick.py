@@ -32,7 +32,7 @@ _TEMPLATES = (
 _NOUNS = ("plot", "cast", "script", "music", "ending", "story", "camera work", "dialogue", "pace", "hero")
 
 
-def sentences(n: int = 320) -> list[Sentence]:
+def sentences(n: int = 960) -> list[Sentence]:
     """``n`` different sentences, always the same, each with 15 raters: the words' mean plus noise, rounded, within -4..4."""
     rng = random.Random(seeds.stream(0, "demo-quick-sentences"))
     words = list(_WORDS)
