@@ -19,6 +19,7 @@ from truing.data.prepare import read_records, render_all
 from truing.data.template import Renderer
 from truing.disk import write_atomic
 from truing.errors import ConfigError, RewardError
+from truing.learn.inputs import fingerprint
 from truing.learn.run import Run
 from truing.maths import kl, stats
 from truing.maths.likelihood import token_likelihood
@@ -33,7 +34,7 @@ Sample = dict[str, Any]  # text, tokens, finished, scores
 
 def evaluate(config: Evaluate, folder: Path, *, seed: int, progress: Any = None) -> dict[str, Any]:
     """Compare ``config.before`` and ``config.after``; writes ``evaluation.json`` into the folder and returns the summary."""
-    with Run.open(folder, config.model_dump(), seed=seed, progress=progress) as run:
+    with Run.open(folder, fingerprint(config), seed=seed, progress=progress) as run:
         if run.done:
             return run.done
         run.restore()

@@ -22,6 +22,7 @@ from truing.data.batches import by_token_budget, epoch_order
 from truing.data.prepare import read_records, render_all
 from truing.data.template import Renderer
 from truing.errors import RewardError
+from truing.learn.inputs import fingerprint
 from truing.learn.loop import steps
 from truing.learn.run import Run
 from truing.learn.update import Learner
@@ -42,7 +43,7 @@ from truing.types import Rollout, Score
 
 def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[str, Any]:
     """Train ``config.model`` against ``config.reward``; the policy is saved in ``folder / "model"``."""
-    with Run.open(folder, config.model_dump(), seed=seed, progress=progress) as run:
+    with Run.open(folder, fingerprint(config), seed=seed, progress=progress) as run:
         if run.done:
             return run.done
         roles = open_roles(config, seed)

@@ -19,6 +19,7 @@ from truing.data.batches import by_token_budget, epoch_order, split
 from truing.data.prepare import read_records, render_all
 from truing.data.template import Renderer
 from truing.errors import DataError
+from truing.learn.inputs import fingerprint
 from truing.learn.loop import steps
 from truing.learn.run import Run
 from truing.learn.update import Learner
@@ -35,7 +36,7 @@ def reward_model(config: Reward, folder: Path, *, seed: int, progress: Any = Non
 
     Returns held-out loss, accuracy and calibration error. Raises DataError when there are too few pairs to hold some out.
     """
-    with Run.open(folder, config.model_dump(), seed=seed, progress=progress) as run:
+    with Run.open(folder, fingerprint(config), seed=seed, progress=progress) as run:
         if run.done:
             return run.done
         tokenizer = tokenizer_of(config.model)

@@ -18,6 +18,7 @@ from truing.data.batches import by_token_budget, epoch_order, split
 from truing.data.prepare import read_records, render_all
 from truing.data.template import Renderer
 from truing.data.trained import require_stop, require_trained
+from truing.learn.inputs import fingerprint
 from truing.learn.loop import steps
 from truing.learn.run import Run
 from truing.learn.update import Learner
@@ -33,7 +34,7 @@ def sft(config: SFT, folder: Path, *, seed: int, progress: Any = None) -> dict[s
 
     Returns the result: final losses, examples, weights hash. Completed folders return what they hold.
     """
-    with Run.open(folder, config.model_dump(), seed=seed, progress=progress) as run:
+    with Run.open(folder, fingerprint(config), seed=seed, progress=progress) as run:
         if run.done:
             return run.done
         tokenizer = tokenizer_of(config.model)

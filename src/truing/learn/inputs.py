@@ -1,0 +1,36 @@
+"""What a stage was fed, by content: a run may only go on, or count as complete, on the same data and the same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from truing.assets import sha256
+from truing.config import Frozen
+
+FILES = ("data", "prompts")
+MODELS = ("model", "reward", "before", "after")
+TABLES = ("monitors", "scores")
+
+
+def fingerprint(config: Frozen) -> dict[str, Any]:
+    """The options as plain values, with ``inputs``: the SHA-256 of every data file and of every saved model's weights.
+
+    Built-in names, hub ids and functions have no content to hash here; they are named by the options themselves.
+    """
+    options = config.model_dump()
+    named = {key: options[key] for key in (*FILES, *MODELS) if isinstance(options.get(key), str)}
+    for table in TABLES:
+        named |= {f"{table}.{key}": value for key, value in (options.get(table) or {}).items()}
+    inputs = {key: found for key, value in named.items() if (found := _content(Path(value))) is not None}
+    return {**options, "inputs": inputs} if inputs else options
+
+
+def _content(path: Path) -> str | None:
+    if path.is_file():
+        return sha256(path)
+    card, weights = path / "truing.json", path / "model.safetensors"
+    if card.is_file():
+        return str(json.loads(card.read_text())["weights_sha256"])
+    return sha256(weights) if weights.is_file() else None
