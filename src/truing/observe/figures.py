@@ -36,7 +36,8 @@ def _line(stage: StageRun, name: str, label: str, colour: str = BLUE, *, trend: 
 
 def _thin(stage: StageRun) -> str:
     steps = {e["step"] for e in stage.of_kind("metrics")}
-    return f"Thin: every step; thick: mean of {window(len(steps))} steps." if len(steps) >= 15 else "Every step."
+    width = window(len(steps))
+    return f"Thin: every step; thick: mean of {width} steps." if width > 1 else "Every step."
 
 
 def _sft(stage: StageRun, run: RunFolder, verdict: Mapping[str, Any]) -> list[Panel]:
