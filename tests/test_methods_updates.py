@@ -13,10 +13,9 @@ from torch import Tensor
 import tiny
 from test_models_backbone import moved, small
 from truing.config import PPO, Lora, make_recipe
-from truing.data.batches import by_token_budget
 from truing.data.trained import require_trained
 from truing.errors import ConfigError, NonFiniteError, RewardError
-from truing.learn.update import Learner
+from truing.learn.update import Learner, parts
 from truing.methods import ppo as ppo_page
 from truing.methods import reward_model as rm_page
 from truing.methods import sft as sft_page
@@ -110,8 +109,9 @@ def test_a_pair_s_shared_sequences_run_once_and_the_split_changes_nothing() -> N
     whole = rm_page.loss(policy, pairs, 3, 0.01, seen)
     parts = sum(rm_page.loss(policy, [p], 3, 0.01, {}) for p in pairs)
     torch.testing.assert_close(whole, parts, atol=1e-5, rtol=1e-5)
-    by_hand = sum(math.log1p(math.exp(-(float(c) - float(r) - p.margin))) + 0.01 * (float(c) + float(r)) ** 2 for c, r, p in zip(chosen, rejected, pairs, strict=True)) / 3
+    by_hand = sum(math.log1p(math.exp(-(c - r - p.margin))) + 0.01 * (c + r) ** 2 for c, r, p in zip(chosen.tolist(), rejected.tolist(), pairs, strict=True)) / 3
     assert float(whole.detach()) == pytest.approx(by_hand, rel=1e-5)
+    assert rm_page.tokens_of(pairs) == 5 + 3 + 8 + 2  # the sequences a, b, c, d, each once
     swapped = [TokenPair(p.rejected, p.chosen, 0.0, p.id) for p in pairs]
     torch.testing.assert_close(rm_page.scores(policy, swapped)[0], rejected, atol=1e-6, rtol=1e-6)
 
@@ -130,13 +130,13 @@ def quadratic(lr: float = 0.1, **options: object) -> tuple[Learner, torch.nn.Par
 def test_a_non_finite_update_is_left_out_and_five_in_a_row_stop() -> None:
     learner, p = quadratic()
     before = p.detach().clone()
-    out = learner.update([0], [1], lambda _: (p * float("nan")).sum())
+    out = learner.update([0], len, lambda _: (p * float("nan")).sum())
     assert out["update/skipped"] == 1 and torch.equal(p, before)
-    learner.update([0], [1], lambda _: p.square().sum())
+    learner.update([0], len, lambda _: p.square().sum())
     assert not torch.equal(p, before) and torch.isfinite(p).all()
     with pytest.raises(NonFiniteError, match="5 updates in a row"):
         for _ in range(5):
-            learner.update([0], [1], lambda _: (p * float("inf")).sum())
+            learner.update([0], len, lambda _: (p * float("inf")).sum())
     assert torch.isfinite(p).all()
 
 
@@ -150,18 +150,18 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_result() -> None:
                 raise MemoryError("simulated allocator")
             return sum((p - i).square().sum() for i in part) / 8  # type: ignore[return-value]
 
-        learner.update(range(8), [4] * 8, loss)
+        learner.update(range(8), lambda part: 4 * len(part), loss)
         results.append(p.detach().clone())
         assert learner.micro_tokens == (64 if limit == 100 else 8)
     torch.testing.assert_close(*results, atol=1e-6, rtol=0)
     with pytest.raises(MemoryError):
-        quadratic()[0].update([0], [4], lambda _: (_ for _ in ()).throw(MemoryError()))
+        quadratic()[0].update([0], lambda part: 4, lambda _: (_ for _ in ()).throw(MemoryError()))
 
 
 def test_learner_state_comes_back_exactly() -> None:
     one, p = quadratic(schedule="cosine", warmup=0.1)
     two, q = quadratic(schedule="cosine", warmup=0.1)
-    run = lambda learner, w, n: [learner.update([0], [1], lambda _: (w**4).sum()) for _ in range(n)]  # noqa: E731
+    run = lambda learner, w, n: [learner.update([0], len, lambda _: (w**4).sum()) for _ in range(n)]  # noqa: E731
     run(one, p, 7)
     run(two, q, 3)
     fresh, r = quadratic(schedule="cosine", warmup=0.1)
@@ -177,11 +177,11 @@ def test_schedules_by_hand() -> None:
     assert [learner.factor(i) for i in (0, 50, 100)] == pytest.approx([1.0, 0.5, 0.0])
 
 
-def test_micro_batches_cover_everything_once_in_order() -> None:
+def test_parts_cover_everything_once_in_order() -> None:
     lengths = [3, 9, 1, 1, 30, 2, 2]
-    parts = by_token_budget(lengths, 10)
-    assert [i for part in parts for i in part] == list(range(7))
-    assert all(sum(lengths[i] for i in part) <= 10 or len(part) == 1 for part in parts)
+    found = parts(range(7), lambda part: sum(lengths[i] for i in part), 10)
+    assert [i for part in found for i in part] == list(range(7))
+    assert all(sum(lengths[i] for i in part) <= 10 or len(part) == 1 for part in found)
 
 
 # -- PPO -----------------------------------------------------------------------------------------------------------------

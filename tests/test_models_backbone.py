@@ -145,10 +145,26 @@ def test_roles_save_and_load(tmp_path: Path) -> None:
         next(iter(policy.parameters().values())).add_(1.0)
     assert not torch.equal(policy.hidden(pack), reference.hidden(pack))
 
-    # under other lora options the saved adapter is merged, so the model is the same
-    other, other_source = open_backbone(str(tmp_path / "rm"), options.model_copy(update={"lora": Lora(rank=3)}))
-    torch.testing.assert_close(other.hidden(Pack(SEQUENCES)), policy_role(*open_backbone(str(tmp_path / "rm"), options), seed=0, purpose="p").hidden(Pack(SEQUENCES)), atol=1e-5, rtol=1e-5)
-    assert other_source.lora is None
+    # another shape of adapter is refused (its base would not be the one that is saved), full fine-tuning merges it
+    with pytest.raises(ConfigError, match="rank: 2.*rank: 3"):
+        open_backbone(str(tmp_path / "rm"), options.model_copy(update={"lora": Lora(rank=3)}))
+    full, full_source = open_backbone(str(tmp_path / "rm"), options.model_copy(update={"lora": None}))
+    torch.testing.assert_close(full.hidden(Pack(SEQUENCES)), role.hidden(Pack(SEQUENCES)), atol=1e-5, rtol=1e-5)
+    save_role(Role(full), tmp_path / "full", base=full_source.base)
+    torch.testing.assert_close(open_role(str(tmp_path / "full")).hidden(Pack(SEQUENCES)), role.hidden(Pack(SEQUENCES)), atol=1e-5, rtol=1e-5)
+
+    # a base that changed under its adapters is noticed
+    with torch.no_grad():
+        other = small()
+        other.base_model.norm.weight.mul_(2)
+    save_model(other, None, tmp_path / "base")
+    with pytest.raises(ModelError, match="not the ones it was trained on"):
+        open_role(str(tmp_path / "rm"), head=True)
+
+
+def test_a_model_that_caps_its_logits_is_refused() -> None:
+    with pytest.raises(ModelError, match="after the head"):
+        Backbone(tiny_model(64, kind="granite", hidden=32, logits_scaling=8.0), lora=Lora(rank=2))
 
 
 def test_peft_reads_our_adapters(tmp_path: Path) -> None:

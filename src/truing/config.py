@@ -60,7 +60,7 @@ class SFT(Stage):
     data: str = Field(description="demonstrations: a file or a hub id")
     epochs: Positive = 1
     batch_size: Positive = Field(32, description="sequences per update")
-    eval_share: Share = Field(0.02, description="share of the rows held out for the reported loss")
+    eval_share: Annotated[float, Field(ge=0, lt=1)] = Field(0.02, description="share of the rows held out for the reported loss")
 
 
 class Reward(Stage):
@@ -72,7 +72,7 @@ class Reward(Stage):
     batch_size: Positive = Field(64, description="pairs per update")
     group_prompts: bool = Field(True, description="keep the pairs of one prompt in one batch, so that each distinct completion is scored once (InstructGPT, section 3.5)")
     centering: Annotated[float, Field(ge=0)] = Field(0.01, description="weight of (r_chosen + r_rejected)^2, which keeps scores near zero")
-    eval_share: Share = Field(0.05, description="share of the prompts held out for accuracy, calibration and centring")
+    eval_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="share of the prompts held out for accuracy, calibration and centring")
 
 
 class KL(Frozen):
@@ -112,6 +112,12 @@ class PPO(Stage):
     def _divides(self) -> PPO:
         if self.batch_size % self.minibatches:
             raise ValueError(f"batch_size={self.batch_size} is not a multiple of minibatches={self.minibatches}; each minibatch must be whole")
+        if self.max_length <= self.max_new_tokens:
+            raise ValueError(f"max_length={self.max_length} leaves no room for a prompt beside max_new_tokens={self.max_new_tokens}; raise it")
+        if self.kl.target is not None and self.kl.coef == 0:
+            raise ValueError("kl.coef=0 stays 0 whatever kl.target asks; set kl.coef above 0, or kl.target: null")
+        if self.kl.target is not None and self.batch_size > self.kl.horizon:
+            raise ValueError(f"kl.horizon={self.kl.horizon} is shorter than one batch of {self.batch_size}, so the controller would overshoot; raise kl.horizon")
         return self
 
 
@@ -131,6 +137,12 @@ class Evaluate(Frozen):
     max_length: Positive = 1024
     micro_tokens: Positive = 4096
     on_bad: Literal["error", "skip", "quarantine"] = "error"
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Evaluate:
+        if self.max_length <= self.max_new_tokens:
+            raise ValueError(f"max_length={self.max_length} leaves no room for a prompt beside max_new_tokens={self.max_new_tokens}; raise it")
+        return self
 
 
 AnyStage = Annotated[SFT | Reward | PPO | Evaluate, Field(discriminator="method")]

@@ -37,6 +37,8 @@ def run_recipe(recipe: Recipe, runs: Path, progress: Any = None) -> Path:
     for name, given in recipe.stages.items():
         plans.append((name, _resolved(name, given, ready, list(recipe.stages))))
         ready[name] = str(folder / name / "model")
+    for name, stage in plans:
+        _check_begun(folder / name, stage)
     write_atomic(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True).encode())
     for index, (name, stage) in enumerate(plans):
         if progress:
@@ -59,6 +61,16 @@ def _resolved(name: str, stage: Frozen, ready: dict[str, str], stages: list[str]
     changes: dict[str, Any] = {option: replace(getattr(stage, option), option) for option in NAMES if isinstance(getattr(stage, option, None), str)}
     changes |= {t: {k: replace(v, f"{t}.{k}") for k, v in getattr(stage, t).items()} for t in TABLES if getattr(stage, t, None)}
     return stage.model_copy(update=changes)
+
+
+def _check_begun(folder: Path, stage: Frozen) -> None:
+    """Refuse a changed recipe before anything of the old run's record is written over."""
+    if not (folder / "recipe.yaml").exists():
+        return
+    begun = yaml.safe_load((folder / "recipe.yaml").read_text())
+    changed = [f"{k}: {begun.get(k)!r} -> {v!r}" for k, v in stage.model_dump().items() if begun.get(k) != v]
+    if changed:
+        raise ConfigError(f"{folder}: was begun with another recipe: {'; '.join(changed)}. Use another name, or delete the folder to start again")
 
 
 def _give_memory_back() -> None:

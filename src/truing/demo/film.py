@@ -8,10 +8,12 @@ how well the reward model agrees with people. Sizes were chosen on the third spl
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from truing.assets import sha256
 from truing.config import Recipe, make_recipe
 from truing.disk import write_atomic
 from truing.errors import DataError
@@ -37,13 +39,13 @@ def run_demo(quick: bool = False, seed: int = 0, data: str | Path | None = None,
     if quick and data is not None:
         raise DataError("--quick runs on its own made-up sentences; leave out --quick or --data")
     kind = "quick" if quick else "own" if data is not None else "film"
-    title = name or (kind if data is None else f"own-{Path(data).stem}") + (f"-{seed}" if seed else "")
+    title = name or (kind if data is None else "own-" + re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data).stem)) + (f"-{seed}" if seed else "")
     folder = Path(runs) / title
+    recipe = {"quick": quick_recipe, "own": own_recipe, "film": film_recipe}[kind](title, seed, folder)  # refuses a name that is no folder's
     write = {"quick": _write_quick, "own": _write_own(data), "film": _write_film}[kind]
-    _once(folder / "data", write, seed, progress)
+    _once(folder / "data", {"kind": kind, "seed": seed, "source": None if data is None else sha256(_file(data))}, write, progress)
     if progress:
         progress.expect(COST[kind])
-    recipe = {"quick": quick_recipe, "own": own_recipe, "film": film_recipe}[kind](title, seed, folder)
     run_recipe(recipe, Path(runs), progress)
     if kind != "own":
         _add_agreement(folder, gold="truing.demo.gold:judge" if kind == "film" else "truing.demo.gold:wordlist")
@@ -117,13 +119,22 @@ def own_recipe(name: str, seed: int, folder: Path) -> Recipe:
 
 
 # -- data ----------------------------------------------------------------------------------------------------------------
-def _once(folder: Path, write: Callable[[Path, int], None], seed: int, progress: Any) -> None:
-    if (folder / "complete").exists():
+def _once(folder: Path, made_of: dict[str, Any], write: Callable[[Path, int], None], progress: Any) -> None:
+    marker = folder / "complete.json"
+    if marker.exists():
+        if json.loads(marker.read_text()) != made_of:
+            raise DataError(f"{folder}: was made from other data or another seed; give this run another --name, or delete {folder.parent}")
         return
     if progress:
         progress.note("writing the data")
-    write(folder, seed)
-    write_atomic(folder / "complete", b"")
+    write(folder, made_of["seed"])
+    write_atomic(marker, json.dumps(made_of).encode() + b"\n")
+
+
+def _file(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise DataError(f"--data {path}: no such file; give preference pairs in JSONL, JSON, CSV or Parquet")
+    return Path(path)
 
 
 def _write_film(folder: Path, seed: int) -> None:

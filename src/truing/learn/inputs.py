@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from truing.assets import sha256
-from truing.config import Frozen
+from truing.config import Frozen, Stage
+from truing.models.roles import wants_bfloat16
 
 FILES = ("data", "prompts")
 MODELS = ("model", "reward", "before", "after")
@@ -24,6 +25,8 @@ def fingerprint(config: Frozen) -> dict[str, Any]:
     for table in TABLES:
         named |= {f"{table}.{key}": value for key, value in (options.get(table) or {}).items()}
     inputs = {key: found for key, value in named.items() if (found := _content(Path(value))) is not None}
+    if isinstance(config, Stage) and config.dtype == "auto":  # another processor would choose another precision and other bits
+        inputs["dtype"] = "bfloat16" if wants_bfloat16(config) else "float32"
     return {**options, "inputs": inputs} if inputs else options
 
 

@@ -214,10 +214,10 @@ class Run:
         self._saved = self._step = step
         return path
 
-    def stop_if_asked(self, step: int) -> None:
-        """Raise StoppedEarly when a signal asked to stop and ``step`` is saved; otherwise the next step is tried."""
+    def stop_if_asked(self, step: int | None = None) -> None:
+        """Raise StoppedEarly when a signal asked to stop and ``step`` is saved (None: there is nothing to save); otherwise go on."""
         if self.stopping and self._saved == step:
-            raise StoppedEarly(self.folder, step, self._signal)
+            raise StoppedEarly(self.folder, step or 0, self._signal)
 
     def finish(self, values: Mapping[str, Any]) -> None:
         """Log ``values`` as the result and write ``done.json`` with them, ``seconds`` and ``peak_mib``; the stage is complete then."""
@@ -228,6 +228,8 @@ class Run:
         done = plain({**values, **cost})
         write_atomic(self.folder / DONE, orjson.dumps(done, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n")
         self.done = done
+        if self.stopping:  # asked after the last step: this stage is complete, the next must not begin
+            raise StoppedEarly(self.folder, self._step, self._signal)
 
     # -- opening ------------------------------------------------------------------------------------------------------
 

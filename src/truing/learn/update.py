@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from truing.data.batches import by_token_budget
 from truing.errors import ModelError, NonFiniteError
 
 MAX_SKIPS = 5  # consecutive updates with a non-finite gradient before the run stops
@@ -52,18 +51,22 @@ class Learner:
         left = max(0.0, (self.total - update) / max(1, self.total - rising))
         return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[self.schedule]
 
-    def update(self, items: Sequence[int], lengths: Sequence[int], loss: Callable[[list[int]], Tensor]) -> dict[str, float]:
+    def update(
+        self, items: Sequence[int], tokens: Callable[[list[int]], int], loss: Callable[[list[int]], Tensor], again: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         """One optimiser step on a batch.
 
         Args:
-            items: what `loss` is called with, part by part; ``lengths[i]`` is the tokens of ``items[i]``.
+            items: what `loss` is called with, part by part.
+            tokens: how many tokens a part puts through the model; parts hold at most `micro_tokens`.
             loss: the part's share of the scalar loss, with gradient.
+            again: called before the batch is tried again in smaller parts, to forget what `loss` has counted.
 
         Returns ``loss``, ``grad/norm`` (before clipping), ``lr`` and ``update/skipped`` (1 when the update was left out).
         Raises NonFiniteError after `MAX_SKIPS` skipped updates in a row.
         """
         self.adam.zero_grad(set_to_none=True)
-        value = self._accumulate(items, lengths, loss)
+        value = self._accumulate(items, tokens, loss, again)
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.params.values() if p.grad is not None]))
         finite = math.isfinite(norm) and math.isfinite(value)
         factor = self.factor(self.updates)
@@ -82,20 +85,22 @@ class Learner:
         self.adam.zero_grad(set_to_none=True)
         return {"loss": value, "grad/norm": norm, "lr": self.lr * factor, "update/skipped": float(not finite)}
 
-    def _accumulate(self, items: Sequence[int], lengths: Sequence[int], loss: Callable[[list[int]], Tensor]) -> float:
+    def _accumulate(self, items: Sequence[int], tokens: Callable[[list[int]], int], loss: Callable[[list[int]], Tensor], again: Callable[[], None]) -> float:
         while True:
             try:
                 total = 0.0
-                for part in by_token_budget(lengths, self.micro_tokens):
-                    share = loss([items[i] for i in part])
+                for part in parts(items, tokens, self.micro_tokens):
+                    share = loss(part)
                     total += float(share.detach())
                     share.backward()
                 return total
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or self.micro_tokens <= max(lengths):
+                least = max(tokens([item]) for item in items)
+                if not _is_out_of_memory(error) or self.micro_tokens <= least:
                     raise
-                self.micro_tokens = max(max(lengths), self.micro_tokens // 2)
+                self.micro_tokens = max(least, self.micro_tokens // 2)
                 self.adam.zero_grad(set_to_none=True)
+                again()
 
     # -- state -----------------------------------------------------------------------------------------------------
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -122,6 +127,21 @@ class Learner:
                 self.adam.state[p] = {"step": steps, **{k: tensors["adam"][f"{name}/{k}"].clone() for k in ("exp_avg", "exp_avg_sq")}}
         self.updates, self.skipped, self.skipped_in_a_row = state["updates"], state["skipped"], state["skipped_in_a_row"]
         self.micro_tokens = state["micro_tokens"]
+
+
+def parts(items: Sequence[int], tokens: Callable[[list[int]], int], budget: int) -> list[list[int]]:
+    """Items cut, in order, into parts of at most `budget` tokens; one that is larger stands alone.
+
+    >>> parts([0, 1, 2, 3], lambda part: 3 * len(part), budget=8)
+    [[0, 1], [2, 3]]
+    """
+    found: list[list[int]] = []
+    for item in items:
+        if found and tokens([*found[-1], item]) <= budget:
+            found[-1].append(item)
+        else:
+            found.append([item])
+    return found
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

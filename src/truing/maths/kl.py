@@ -7,6 +7,7 @@ Source: Schulman 2020, "Approximating KL divergence"; Liu et al. 2025 (arXiv 251
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -68,6 +69,8 @@ class AdaptiveCoefficient:
         """The controller after `sequences` sequences with a mean of `kl` nats each; unchanged when target is None."""
         if self.target is None:
             return self
+        if not math.isfinite(kl):
+            raise ValueError(f"AdaptiveCoefficient: kl={kl} is not finite; the controller cannot steer by it")
         error = max(-0.2, min(0.2, kl / self.target - 1.0))
         return AdaptiveCoefficient(self.coef * (1.0 + error * sequences / self.horizon), self.target, self.horizon)
 

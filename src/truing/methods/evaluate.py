@@ -40,7 +40,7 @@ def evaluate(config: Evaluate, folder: Path, *, seed: int, progress: Any = None)
         run.restore()
         tokenizer = tokenizer_of(config.before)
         renderer = Renderer(tokenizer)
-        rendered = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), lambda r: renderer.prompt(r, config.max_length - config.max_new_tokens), config.on_bad, folder)
+        rendered = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), lambda r: renderer.prompt(r, config.max_length - config.max_new_tokens + 1), config.on_bad, folder)
         records = [r for r, _ in rendered]
         if len(records) < 2:
             raise ConfigError(f"{config.prompts}: {len(records)} prompt; an interval over prompts needs 2 or more")
@@ -68,6 +68,7 @@ def evaluate(config: Evaluate, folder: Path, *, seed: int, progress: Any = None)
                 answers = tokenizer.batch_decode([s[len(p) :] for s, p in zip(sequences, rollout.prompts, strict=True)], skip_special_tokens=True)
                 texts = Completions(questions[rows], [a.strip() for a in answers], Pack(sequences))
                 drawn[which] += _scored(texts, rollout.lengths_B.tolist(), rollout.finished_B.tolist(), scorers)
+                run.stop_if_asked()
                 packs.append(texts.pack)
                 starts.append([len(p) for p in rollout.prompts])
                 if run.progress:
@@ -119,7 +120,8 @@ def _criteria(out: Mapping[str, Any], verdict: str | None, config: Evaluate) -> 
     rows = []
     if verdict is not None:
         gain = out["difference"][verdict]
-        rows.append(("gold_gain_sd", gain.get("sd_units", 0.0), "at least 0.5 standard deviations", gain.get("sd_units", 0.0) >= 0.5))
+        if "sd_units" in gain:  # undefined when all scores of the before model are equal
+            rows.append(("gold_gain_sd", gain["sd_units"], "at least 0.5 standard deviations", gain["sd_units"] >= 0.5))
         rows.append(("gold_interval_low", gain["low"], "above 0 (95% bootstrap over prompts)", gain["low"] > 0))
     if config.kl_target is not None:
         rows.append(("kl_sequence", out["kl_sequence"]["mean"], f"at most {2 * config.kl_target:g} nats", out["kl_sequence"]["mean"] <= 2 * config.kl_target))

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from truing.config import PPO
-from truing.data.batches import by_token_budget, epoch_order
+from truing.data.batches import epoch_order
 from truing.data.prepare import read_records, render_all
 from truing.data.template import Renderer
 from truing.errors import RewardError
 from truing.learn.inputs import fingerprint
 from truing.learn.loop import steps
 from truing.learn.run import Run
-from truing.learn.update import Learner
+from truing.learn.update import Learner, parts
 from truing.maths import kl, reduce, stats
 from truing.maths.advantages import gae, whiten
 from truing.maths.likelihood import TokenLikelihood, token_likelihood
@@ -48,7 +48,7 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
             return run.done
         roles = open_roles(config, seed)
         renderer = Renderer(roles.tokenizer)
-        rows = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), lambda r: renderer.prompt(r, config.max_length - config.max_new_tokens), config.on_bad, folder)
+        rows = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), lambda r: renderer.prompt(r, config.max_length - config.max_new_tokens + 1), config.on_bad, folder)
         questions, prompts = [r.messages[-1].content for r, _ in rows], [ids for _, ids in rows]
         learner = Learner(
             roles.parameters(), lr=config.lr, total=config.steps * config.epochs * config.minibatches, warmup=config.warmup, schedule=config.schedule,
@@ -100,6 +100,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.texts.texts)
 
+    def tokens(self, rows: Sequence[int]) -> int:
+        return sum(self.texts.pack.lengths[r] for r in rows)
+
     def positions(self, pack: Pack, rows: Sequence[int]) -> Tensor:
         """Where in `pack` (of these rows) each completion token is predicted from: one before the token itself."""
         starts = [len(self.rollout.prompts[r]) - 1 for r in rows]
@@ -149,7 +152,7 @@ def look(batch: Batch, roles: Roles, config: PPO, minibatches: list[list[int]], 
     trained = batch.rollout.trained_BT
     logp, logp_ref, entropy, values = (torch.zeros(trained.shape) for _ in range(4))
     for rows in minibatches:
-        for part in _parts(batch, rows, micro_tokens):
+        for part in parts(rows, batch.tokens, micro_tokens):
             pack = batch.texts.pack.select(part)
             where = torch.zeros_like(trained)
             where[part] = trained[part]
@@ -205,7 +208,7 @@ def learn(learner: Learner, roles: Roles, batch: Batch, experience: Experience, 
             seen["ratio_error"] = max(seen.get("ratio_error", 0.0), float((rho - 1).abs().max()))
         return reduce.tokens(surrogate + config.value_weight * error - config.entropy * now.entropy, torch.ones_like(surrogate), total)
 
-    return {**learner.update(rows, [batch.texts.pack.lengths[r] for r in rows], loss), **seen}
+    return {**learner.update(rows, batch.tokens, loss, again=seen.clear), **seen}
 
 
 # -- record --------------------------------------------------------------------------------------------------------------
@@ -270,10 +273,6 @@ def _minibatches(n: int, count: int, seed: int, step: int, epoch: int) -> list[l
     order = permutation(n, seed, "ppo-minibatches", step, epoch)
     count = min(count, n)
     return [order[i * n // count : (i + 1) * n // count] for i in range(count)]
-
-
-def _parts(batch: Batch, rows: list[int], micro_tokens: int) -> list[list[int]]:
-    return [[rows[i] for i in part] for part in by_token_budget([batch.texts.pack.lengths[r] for r in rows], micro_tokens)]
 
 
 def _in_row_order(x_M: Tensor, rows: Sequence[int], trained_BT: Tensor) -> Tensor:

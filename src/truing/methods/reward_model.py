@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from truing.config import Reward
-from truing.data.batches import by_token_budget, epoch_order, split
+from truing.data.batches import epoch_order, split
 from truing.data.prepare import read_records, render_all
 from truing.data.template import Renderer
 from truing.errors import DataError
 from truing.learn.inputs import fingerprint
 from truing.learn.loop import steps
 from truing.learn.run import Run
-from truing.learn.update import Learner
+from truing.learn.update import Learner, parts
 from truing.maths import reduce, stats
 from truing.maths.preference import bradley_terry, centering
 from truing.models.heads import ScalarHead
@@ -59,8 +59,9 @@ def reward_model(config: Reward, folder: Path, *, seed: int, progress: Any = Non
             batch = [train[i] for i in batches[step - 1]]
             seen: dict[str, float] = {}
             values = learner.update(
-                range(len(batch)), _new_tokens(batch), lambda part, b=batch, s=seen: loss(model, [b[i] for i in part], len(b), config.centering, s)  # type: ignore[misc]
-            )
+                range(len(batch)), lambda part, b=batch: tokens_of([b[i] for i in part]),  # type: ignore[misc]
+                lambda part, b=batch, s=seen: loss(model, [b[i] for i in part], len(b), config.centering, s), again=seen.clear,  # type: ignore[misc]
+            )  # fmt: skip
             run.log("metrics", step, {**values, **seen})
             if run.progress:
                 run.progress.step(folder.name, step, {"loss": values["loss"], "accuracy": seen["accuracy"]}, len(batches))
@@ -96,8 +97,8 @@ def loss(model: Role, pairs: Sequence[TokenPair], total: int, weight: float, see
 @torch.no_grad()
 def evaluate(model: Role, pairs: Sequence[TokenPair], micro_tokens: int) -> dict[str, float]:
     """Held-out loss, accuracy (ties count half), calibration error and mean score."""
-    parts = [scores(model, [pairs[i] for i in part]) for part in by_token_budget(_new_tokens(pairs), micro_tokens)]
-    chosen, rejected = (torch.cat(side) for side in zip(*parts, strict=True))
+    cut = parts(range(len(pairs)), lambda part: tokens_of([pairs[i] for i in part]), micro_tokens)
+    chosen, rejected = (torch.cat(side) for side in zip(*(scores(model, [pairs[i] for i in part]) for part in cut), strict=True))
     # Each pair once each way, so that confidence and outcome are not tied to the order of writing.
     p = torch.sigmoid(torch.cat([chosen - rejected, rejected - chosen])).double().numpy()
     y = torch.cat([torch.ones_like(chosen), torch.zeros_like(chosen)]).double().numpy()
@@ -115,15 +116,9 @@ def _wins(chosen: Tensor, rejected: Tensor) -> Tensor:
     return (chosen > rejected).float() + 0.5 * (chosen == rejected).float()
 
 
-def _new_tokens(pairs: Sequence[TokenPair]) -> list[int]:
-    """Tokens each pair adds to a batch that already holds the earlier pairs' sequences."""
-    seen: set[tuple[int, ...]] = set()
-    lengths = []
-    for pair in pairs:
-        fresh = {pair.chosen.ids, pair.rejected.ids} - seen
-        seen |= fresh
-        lengths.append(sum(map(len, fresh)))
-    return lengths
+def tokens_of(pairs: Sequence[TokenPair]) -> int:
+    """Tokens these pairs put through the model: each distinct sequence once."""
+    return sum(map(len, {side.ids for pair in pairs for side in (pair.chosen, pair.rejected)}))
 
 
 def _batches(pairs: Sequence[TokenPair], config: Reward, seed: int, epoch: int) -> list[list[int]]:
@@ -132,7 +127,7 @@ def _batches(pairs: Sequence[TokenPair], config: Reward, seed: int, epoch: int) 
     order = {group: rank for rank, group in enumerate(epoch_order(max(group_of) + 1, seed, epoch, "reward"))}
     ranked = sorted(range(len(pairs)), key=lambda i: (order[group_of[i]], i))
     size = min(config.batch_size, len(pairs))
-    return [ranked[i : i + size] for i in range(0, len(ranked) - size + 1, size)]
+    return [ranked[i : i + size] for i in range(0, len(ranked), size)]
 
 
 def _groups(pairs: Sequence[TokenPair]) -> list[int]:

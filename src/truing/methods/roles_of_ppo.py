@@ -54,17 +54,24 @@ def _value_role(config: PPO, policy: Role, reward: Scorer, seed: int) -> Role:
     """The value model. A separate one starts from the reward model when that has the same shape: a critic that already
     knows what the score depends on (Huang et al. 2024). Otherwise it starts from the policy with a fresh head."""
     backbone = policy.backbone
-    learned = reward.role if isinstance(reward, Learned) and reward.role.backbone.width == backbone.width else None
+    learned = reward.role if isinstance(reward, Learned) and _same_body(reward.role.backbone, backbone) else None
     head = ScalarHead(backbone.width, seed=seed, purpose="value-head")
     if config.value == "shared":
         return Role(backbone, policy.adapter, head)
     if learned is not None and learned.head is not None:
         head.load_state_dict(learned.head.state_dict())
     if backbone.lora is None:
-        start = learned.backbone.model if learned is not None and learned.backbone.lora is None else backbone.model
+        start = backbone.model if learned is None else learned.backbone.model
         return Role(Backbone(copy.deepcopy(start), lora=None, lean=backbone.lean), None, head)
     adapter = backbone.adapter(seed, "value")
-    like = learned.adapter if learned is not None and learned.backbone is backbone else policy.adapter
+    like = policy.adapter if learned is None else learned.adapter
     if like is not None:
         adapter.load({k: v.detach() for k, v in like.tensors().items()})
     return Role(backbone, adapter, head)
+
+
+def _same_body(reward: Backbone, policy: Backbone) -> bool:
+    """Whether the reward model's body and head can both be taken over: an adapter on the shared backbone, or a full model of its shape."""
+    if policy.lora is not None:
+        return reward is policy
+    return reward.lora is None and reward.model.config.model_type == policy.model.config.model_type and reward.width == policy.width

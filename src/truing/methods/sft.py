@@ -47,7 +47,7 @@ def sft(config: SFT, folder: Path, *, seed: int, progress: Any = None) -> dict[s
         policy = policy_role(backbone, source, seed=seed, purpose="sft")
 
         size = min(config.batch_size, len(train))
-        per_epoch = len(train) // size
+        per_epoch = -(-len(train) // size)  # the last batch of an epoch may be smaller; none is left out
         total = per_epoch * config.epochs
         learner = Learner(
             policy.parameters(), lr=config.lr, total=total, warmup=config.warmup, schedule=config.schedule, weight_decay=config.weight_decay,
@@ -58,7 +58,9 @@ def sft(config: SFT, folder: Path, *, seed: int, progress: Any = None) -> dict[s
             order = epoch_order(len(train), seed, epoch, "sft")
             batch = [train[i] for i in order[place * size : (place + 1) * size]]
             counted = require_trained(batch)
-            values = learner.update(range(len(batch)), [len(t) for t in batch], lambda part, b=batch, n=counted: loss(policy, [b[i] for i in part], n))  # type: ignore[misc]
+            values = learner.update(
+                range(len(batch)), lambda part, b=batch: sum(len(b[i]) for i in part), lambda part, b=batch, n=counted: loss(policy, [b[i] for i in part], n)  # type: ignore[misc]
+            )
             run.log("metrics", step, {**values, "tokens/trained": counted})
             if run.progress:
                 run.progress.step(folder.name, step, {"loss": values["loss"]}, total)

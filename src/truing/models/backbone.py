@@ -47,6 +47,7 @@ class Backbone:
             layer.to(self.dtype)
         self._active: Adapter | None = None
         if not self.lean:
+            self._check_head()
             self._hook()
 
     # -- roles ---------------------------------------------------------------------------------------------------
@@ -92,6 +93,15 @@ class Backbone:
             yield
         finally:
             self._active = None
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Log-probabilities are taken from hidden states through the head; a model that scales or caps its logits after that is refused."""
+        probe = torch.arange(8)[None] % self.model.config.vocab_size
+        ours = nn.functional.linear(self.model.base_model(input_ids=probe).last_hidden_state, self.head_weight, self.head_bias).float()
+        theirs = self.model(input_ids=probe).logits.float()
+        if (ours - theirs).abs().max() > 1e-3 * theirs.abs().max().clamp(min=1.0):
+            raise ModelError(f"model type {self.model.config.model_type!r} changes its logits after the head (scaling or capping), which is not supported; use another model")
 
     def _hook(self) -> None:
         modules = dict(self.model.named_modules())

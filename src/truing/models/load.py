@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
@@ -37,7 +38,7 @@ def locate(name: str) -> str:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises ModelError when there is none."""
     try:
-        return AutoTokenizer.from_pretrained(locate(name))
+        return AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"tokenizer of {name!r} cannot be loaded: {_first_line(error)}") from error
 
@@ -53,8 +54,8 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel
     hf_logging.disable_progress_bar()
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         hint = "" if Path(where).exists() else "; known built-in names: " + ", ".join(BUILTIN) + "; a hub id needs a reachable hub"
         raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}{hint}") from error
     finally:

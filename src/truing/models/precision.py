@@ -31,4 +31,4 @@ def fast_float32() -> str:
 @functools.cache
 def has_bfloat16() -> bool:
     """True when the processor multiplies bfloat16 natively, so that it is faster than float32 and not emulated."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) or torch.cuda.is_available()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

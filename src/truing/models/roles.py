@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from truing.assets import sha256
 from truing.config import Lora, Stage
+from truing.disk import fsync_folder
 from truing.errors import ConfigError, ModelError
 from truing.models.adapters import Adapter
 from truing.models.backbone import Backbone
 from truing.models.heads import ScalarHead
-from truing.models.load import load_model, load_tokenizer, save_model
+from truing.models.load import load_model, load_tokenizer, locate, save_model
 from truing.models.pack import Pack
 from truing.models.precision import fast_float32, has_bfloat16
 
@@ -72,19 +76,28 @@ class Origin:
     folder: Path | None = None
     lora: Lora | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    base_sha256: str | None = None
 
     def adapter_tensors(self) -> dict[str, Tensor]:
-        return {k.removeprefix(PEFT_PREFIX).replace(".lora_A.weight", ".A").replace(".lora_B.weight", ".B"): v for k, v in load_file((self.folder or Path()) / "adapter_model.safetensors").items()}  # fmt: skip
+        found = _read(self.folder, "adapter_model.safetensors")
+        return {k.removeprefix(PEFT_PREFIX).replace(".lora_A.weight", ".A").replace(".lora_B.weight", ".B"): v for k, v in found.items()}
 
     def head_tensors(self) -> dict[str, Tensor]:
-        path = (self.folder or Path()) / "head.safetensors"
-        if not path.exists():
-            raise ModelError(f"{self.folder}: no head.safetensors, so it cannot score; give a folder written by `truing reward`")
+        if self.folder is None or not (self.folder / "head.safetensors").exists():
+            raise ModelError(f"{self.folder or self.base}: no head.safetensors, so it cannot score; give a folder written by `truing reward`")
+        return _read(self.folder, "head.safetensors")
+
+
+def _read(folder: Path | None, name: str) -> dict[str, Tensor]:
+    path = (folder or Path()) / name
+    try:
         return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); train that stage again") from error
 
 
 def origin(name: str) -> Origin:
-    """Read what a model name stands for. Raises ModelError when a saved role's base has changed under it."""
+    """Read what a model name stands for. Raises ModelError when the folder's card is not one that Truing wrote."""
     folder = Path(name)
     card = folder / "truing.json"
     if not card.exists():
@@ -92,10 +105,10 @@ def origin(name: str) -> Origin:
     try:
         data = json.loads(card.read_text())
         lora = Lora(**data["lora"]) if data["lora"] else None
-        base, dtype = data["base"] or name, data["dtype"]
+        base, dtype, base_sha256 = data["base"] or name, data["dtype"], data["base_sha256"]
     except (KeyError, ValueError) as error:
         raise ModelError(f"{card}: not a model card that Truing wrote ({error}); train the stage again") from error
-    return Origin(base, folder, lora, dtype)
+    return Origin(base, folder, lora, dtype, base_sha256)
 
 
 def tokenizer_of(name: str) -> Any:
@@ -103,15 +116,28 @@ def tokenizer_of(name: str) -> Any:
 
 
 def open_backbone(name: str, options: Stage) -> tuple[Backbone, Origin]:
-    """The backbone behind a model name, ready for these options; an adapter of another shape is merged into the base."""
+    """The backbone behind a model name, ready for these options; full fine-tuning merges a saved adapter into the base.
+
+    Raises ConfigError when the model carries an adapter of another shape than `options.lora`, ModelError when its base has changed.
+    """
     fast_float32()
     source = origin(name)
+    if source.base_sha256 is not None and source.base_sha256 != base_hash(source.base):
+        raise ModelError(f"{name}: the weights of its base {source.base} are not the ones it was trained on; put them back, or train {name} again")
     model = load_model(source.base)
     if source.lora is not None and source.lora != options.lora:
+        if options.lora is not None:
+            raise ConfigError(f"{name} carries an adapter with lora {_plain(source.lora)}, this stage asks for {_plain(options.lora)}; use the same, or null to train every weight")
         merge_into(model, source)
         source = Origin(source.base)
-    dtype = torch.bfloat16 if wants_bfloat16(options) else torch.float32
-    return Backbone(model, lora=options.lora, dtype=dtype), source
+    backbone = Backbone(model, lora=options.lora, dtype=torch.bfloat16 if wants_bfloat16(options) else torch.float32)
+    if options.dtype == "bfloat16" and not backbone.lean:
+        raise ConfigError(f"dtype=bfloat16: models of type {model.config.model_type!r} run through transformers in float32; use dtype: auto or float32")
+    return backbone, source
+
+
+def _plain(lora: Lora) -> str:
+    return "{" + ", ".join(f"{k}: {'null' if v is None else v}" for k, v in lora.model_dump().items()) + "}"
 
 
 def wants_bfloat16(options: Stage) -> bool:
@@ -158,6 +184,8 @@ def open_role(name: str, *, share: Backbone | None = None, share_base: str | Non
         head: also load its scalar head, which makes it a scorer.
     """
     saved = source = origin(name)
+    if share_base is not None and saved.base != share_base and load_tokenizer(saved.base).get_vocab() != load_tokenizer(share_base).get_vocab():
+        raise ModelError(f"{name} reads other tokens than {share_base}: its tokenizer differs; use models of one family, or score the text with module:function")
     if share is not None and share.lora is not None and source.base == share_base and (source.lora == share.lora or (source.lora is None and not head)):
         backbone = share
     else:
@@ -184,7 +212,13 @@ def save_role(role: Role, folder: Path, *, base: str, tokenizer: Any = None) -> 
     if role.head is not None:
         save_file({k: v.detach().contiguous() for k, v in role.head.state_dict().items()}, folder / "head.safetensors")
     weights = role_hash(folder)
-    _write_json(folder / "truing.json", {"base": base if lora else None, "lora": lora.model_dump() if lora else None, "dtype": str(role.backbone.dtype).removeprefix("torch."), "scores": role.head is not None, "weights_sha256": weights})
+    _write_json(folder / "truing.json", {"base": base if lora else None, "lora": lora.model_dump() if lora else None, "dtype": str(role.backbone.dtype).removeprefix("torch."), "scores": role.head is not None, "weights_sha256": weights,
+                                           "base_sha256": base_hash(base) if lora else None})  # fmt: skip
+    for path in folder.iterdir():  # the stage counts as complete once its folder does: it must be on the disk by then
+        with path.open("rb") as f:
+            os.fsync(f.fileno())
+    fsync_folder(folder)
+    fsync_folder(folder.parent)
     return weights
 
 
@@ -192,9 +226,14 @@ def role_hash(folder: Path) -> str:
     """SHA-256 over a role's safetensors files, in name order."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
+        digest.update(f"{path.name} {sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+def base_hash(name: str) -> str | None:
+    """`role_hash` of a base model's folder; None for a hub id, whose revision the hub keeps."""
+    folder = Path(locate(name))
+    return role_hash(folder) if folder.is_dir() else None
 
 
 def _peft_config(backbone: Backbone, lora: Lora, base: str) -> Mapping[str, Any]:

@@ -14,12 +14,14 @@ from typing import Protocol
 
 import torch
 
+from truing.data.batches import by_token_budget
 from truing.errors import ConfigError, RewardError
 from truing.models.backbone import Backbone
 from truing.models.pack import Pack
 from truing.models.roles import Role, open_role
 from truing.types import Score, Status
 
+PART = 8192  # tokens scored at once
 TextFunction = Callable[[list[str], list[str]], Sequence[float]]
 
 
@@ -47,7 +49,8 @@ class Learned:
 
     @torch.no_grad()
     def __call__(self, batch: Completions) -> list[Score]:
-        return [_checked(value, "rm") for value in self.role.score(batch.pack).tolist()]
+        cut = by_token_budget(batch.pack.lengths, PART)
+        return [_checked(value, "rm") for rows in cut for value in self.role.score(batch.pack.select(rows) if len(cut) > 1 else batch.pack).tolist()]
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def find_scorer(name: str, *, share: Backbone | None = None, share_base: str | N
         return Learned(open_role(name, share=share, share_base=share_base, head=True))
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # importing a person's module can raise anything
         raise ConfigError(f"scorer {name!r} cannot be imported ({error}); write package.module:function") from error
     if not callable(function):
         raise ConfigError(f"scorer {name!r} is a {type(function).__name__}, not a function of (prompts, completions)")
