@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 
 from truing.errors import CheckpointError, NonFiniteError
 from truing.learn import checkpoint
-from truing.learn.checkpoint import digest, load, newest, save, verify
+from truing.learn.checkpoint import load, newest, save, verify
+from truing.learn.tensors import digest
 
 TENSORS = {
     "policy": {"w": torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7, "b": torch.tensor(2.5, dtype=torch.bfloat16)},

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "truing"
 
 # What each room may import, written in the order data flows. "" is the package's own __init__.
-BASE = {"", "types", "errors", "config", "disk", "seeds"}
+BASE = {"", "types", "errors", "config", "disk", "assets", "seeds"}
 CORE = BASE | {"maths", "data", "models", "envs", "rewards"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": CORE | {"rollout", "learn", "observe", "methods", "pipeline"},
@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "disk": {"errors"},
+    "assets": {"errors", "disk"},
     "seeds": {"errors"},
     "maths": {"types", "errors"},
     "data": BASE | {"maths"},

@@ -68,7 +68,7 @@ def test_it_learns_and_every_stage_leaves_its_evidence(whole: Path) -> None:
     rows = evaluation["rows"]
     before, after = ([sum(s["scores"]["proxy"] for s in row[which]) / 2 for row in rows] for which in ("before", "after"))
     assert evaluation["difference"]["proxy"]["mean"] == pytest.approx(sum(after) / len(after) - sum(before) / len(before))
-    samples = [json.loads(line) for line in (folder / "ppo" / "samples" / "step-000004.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (folder / "ppo" / "samples" / "step-000008.jsonl").read_text().splitlines()]
     assert len(samples) == 16 and all(len(s["logp"]) == s["tokens"] for s in samples)
     assert (whole / "runs" / "tiny" / "report.html").exists()
 

@@ -25,8 +25,9 @@ import torch
 
 from truing import seeds
 from truing.learn import run as run_module
-from truing.learn.checkpoint import digest, newest
+from truing.learn.checkpoint import newest
 from truing.learn.run import Run, StoppedEarly
+from truing.learn.tensors import digest
 from truing.observe.events import canonical_events
 
 STEPS, EVERY = 4, 2

@@ -19,6 +19,7 @@ import yaml
 from truing.config import Frozen, Recipe
 from truing.disk import write_atomic
 from truing.errors import ConfigError
+from truing.learn.compare import differences
 
 NAMES = ("model", "reward", "before", "after")  # options that may name an earlier stage
 METHODS = {"sft": ("sft", "sft"), "reward": ("reward_model", "reward_model"), "ppo": ("ppo", "ppo"), "evaluate": ("evaluate", "evaluate")}
@@ -68,7 +69,8 @@ def _check_begun(folder: Path, stage: Frozen) -> None:
     if not (folder / "recipe.yaml").exists():
         return
     begun = yaml.safe_load((folder / "recipe.yaml").read_text())
-    changed = [f"{k}: {begun.get(k)!r} -> {v!r}" for k, v in stage.model_dump().items() if begun.get(k) != v]
+    plan = stage.model_dump()
+    changed = differences({k: v for k, v in begun.items() if k in plan}, plan)
     if changed:
         raise ConfigError(f"{folder}: was begun with another recipe: {'; '.join(changed)}. Use another name, or delete the folder to start again")
 

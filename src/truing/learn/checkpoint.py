@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import secrets
 import shutil
-import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from truing.disk import disk_error, free_space, fsync_folder, write_all
-from truing.errors import CheckpointError, NonFiniteError
+from truing.errors import CheckpointError
+from truing.learn.tensors import check_group, safetensors, state_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,16 +34,9 @@ STATE = "state.json"
 FORMAT = 1
 _STEP = re.compile(r"^step-(\d{6,})$")
 _LEFTOVER = re.compile(r"^step-\d{6,}\.tmp-(\d+)-[0-9a-f]+$")
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 _FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*\.(safetensors|json)$")
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _REMEDY = "restore it from a copy, or go on from an earlier checkpoint (fall_back)"
-
-# The dtype names of the safetensors format.
-_DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
-    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,9 +72,9 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
         raise CheckpointError(f"keep={keep} would remove the checkpoint just written; use 1 or more")
     if step < 0:
         raise CheckpointError(f"{root}: step={step} is negative")
-    state_bytes = _state_bytes(state, root, step)
+    encoded = state_bytes(state, root, step)
     for group, named in tensors.items():
-        _check_group(group, named, root, step)
+        check_group(group, named, root, step)
     final = root / f"step-{step:06d}"
     beside = root / f"{final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
     try:
@@ -90,11 +82,11 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
             root.mkdir(parents=True)
             fsync_folder(root.parent)
         clean(root)
-        _check_space(root, sum(t.numel() * t.element_size() for named in tensors.values() for t in named.values()) + len(state_bytes))
+        _check_space(root, sum(t.numel() * t.element_size() for named in tensors.values() for t in named.values()) + len(encoded))
         parent = max((name for name in _steps(root) if _number(name) < step), key=_number, default=None)
         os.mkdir(beside)
-        files = {f"{group}.safetensors": _write(beside / f"{group}.safetensors", _safetensors(named)) for group, named in sorted(tensors.items())}
-        files[STATE] = _write(beside / STATE, iter([state_bytes]))
+        files = {f"{group}.safetensors": _write(beside / f"{group}.safetensors", safetensors(named)) for group, named in sorted(tensors.items())}
+        files[STATE] = _write(beside / STATE, iter([encoded]))
         manifest = {"format": FORMAT, "step": step, "parent": parent, "config_hash": config_hash, "files": files}
         _write(beside / MANIFEST, iter([_sealed(manifest)]))
         fsync_folder(beside)
@@ -192,99 +184,6 @@ def remove(folder: Path) -> None:
     os.rename(folder, leftover)
     # Some network file systems keep the names of open files for a while; the next save cleans up.
     shutil.rmtree(leftover, ignore_errors=True)
-
-
-def digest(tensors: Mapping[str, Tensor | Mapping[str, Tensor]]) -> str:
-    """The weights hash: SHA-256 over name, dtype, shape and bytes of every tensor, in the order of the names.
-
-    Takes named tensors or groups of them (named ``group/name`` then). Equal exactly when every bit is equal.
-    """
-    h = hashlib.sha256()
-    for name, tensor in sorted(_flat(tensors)):
-        h.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode() + b"\n")
-        h.update(_bytes(tensor))
-    return h.hexdigest()
-
-
-def _flat(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    for name, value in tensors.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name}/{k}", t) for k, t in _flat(value))
-        else:
-            yield name, value
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    import torch
-
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
-
-
-def _check_group(group: str, named: Mapping[str, Tensor], root: Path, step: int) -> None:
-    import torch
-
-    if not _NAME.match(group):
-        raise CheckpointError(f"{root}: tensor group {group!r} is used as a file name; use letters, digits, - and _")
-    for name, tensor in named.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or str(tensor.dtype).removeprefix("torch.") not in _DTYPES:
-            kind = f"{tensor.layout} {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise CheckpointError(f"{root}: {group}/{name} is a {kind}; only dense tensors of real numbers are saved")
-        if name == "__metadata__":
-            raise CheckpointError(f"{root}: {group}/{name}: the format reserves this name")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} numbers of {group}/{name}"
-            raise NonFiniteError(f"step {step}: {bad} are NaN or infinite; not saved, earlier checkpoints in {root} stay")
-
-
-def _state_bytes(state: Mapping[str, Any], root: Path, step: int) -> bytes:
-    try:
-        # Python's encoder refuses NaN (orjson would write null) and keeps integers of any size.
-        text = json.dumps(dict(state), sort_keys=True, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
-    except ValueError as error:
-        raise NonFiniteError(f"step {step}: state {_non_finite(state)} is NaN or infinite; not saved, earlier checkpoints in {root} stay") from error
-    except TypeError as error:
-        raise CheckpointError(f"{root}: the state of step {step} is not plain JSON: {error}") from error
-    wrong = [k for k in _keys(state) if not isinstance(k, str)]
-    if wrong:
-        raise CheckpointError(f"{root}: the state of step {step} has the key {wrong[0]!r}, which would come back as a string; use strings")
-    return text.encode()
-
-
-def _keys(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        yield from value
-    for child in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
-        yield from _keys(child)
-
-
-def _non_finite(value: Any, place: str = "") -> str:
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, child in items:
-        if found := _non_finite(child, f"{place}.{key}" if place else str(key)):
-            return found
-    return place if isinstance(value, float) and not math.isfinite(value) else ""
-
-
-def _safetensors(named: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The safetensors format piece by piece: header length, JSON header, raw bytes.
-
-    The library's writer needs the whole file in memory or on disk before it can be hashed; this hashes what was meant to be
-    written, one tensor at a time. Reading is the library's.
-    """
-    header: dict[str, Any] = {}
-    end = 0
-    # Wider types first keeps every tensor aligned to its own size, as the library does.
-    order = sorted(named, key=lambda k: (-named[k].element_size(), k))
-    for name in order:
-        t = named[name]
-        start, end = end, end + t.numel() * t.element_size()
-        header[name] = {"dtype": _DTYPES[str(t.dtype).removeprefix("torch.")], "shape": list(t.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield struct.pack("<Q", len(text)) + text
-    for name in order:
-        yield _bytes(named[name])
 
 
 def _write(path: Path, pieces: Iterator[bytes | memoryview]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from truing.disk import disk_error, fsync_folder, write_all, write_atomic
 from truing.errors import CheckpointError, ConfigError, RunBusyError, TruingError
 from truing.learn import checkpoint
 from truing.learn.checkpoint import Checkpoint
+from truing.learn.compare import differences
 from truing.observe.events import EventLog, canonical_json, plain
 from truing.observe.surroundings import peak_mib, surroundings
 
@@ -283,7 +284,7 @@ class Run:
             before = yaml.safe_load(text)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: is not valid YAML any more; use another name, or delete the folder {self.folder} to start again") from error
-        changed = list(_differences(before, recipe))
+        changed = list(differences(before, recipe))
         if changed:
             shown = "; ".join(changed[:8]) + (f"; and {len(changed) - 8} more" if len(changed) > 8 else "")
             raise ConfigError(f"{self.folder}: was begun with another recipe: {shown}. Use another name, or delete the folder to start again")
@@ -360,22 +361,6 @@ def _with_seed(recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
         raise ConfigError(f"recipe.seed={recipe['seed']!r} contradicts seed={seed}; give one of them")
     values: dict[str, Any] = plain({"seed": seed, **recipe})
     return values
-
-
-def _differences(before: Any, now: Any, place: str = "") -> list[str]:
-    """``lr: 0.1 -> 0.2``, one a differing key."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(k for k in now if k not in before)]
-        return [d for k in keys for d in _differences(before.get(k, _ABSENT), now.get(k, _ABSENT), f"{place}.{k}" if place else str(k))]
-    return [] if type(before) is type(now) and before == now else [f"{place or 'recipe'}: {before!r} -> {now!r}"]
-
-
-class _Absent:
-    def __repr__(self) -> str:
-        return "absent"
-
-
-_ABSENT = _Absent()
 
 
 def _guard_standard_streams() -> None:

@@ -15,6 +15,8 @@ from transformers.utils import logging as hf_logging
 from truing.errors import ModelError
 from truing.models.builtin import BUILTIN, builtin_folder
 
+hf_logging.disable_progress_bar()  # bars over files and shards would run through the progress of the run
+
 
 def locate(name: str) -> str:
     """The folder or hub id behind a model name; converts a built-in model on first use."""
@@ -51,7 +53,6 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel
     where = locate(name)
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, trust_remote_code=False)
