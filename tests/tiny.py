@@ -14,7 +14,7 @@ GOOD, BAD = ["sun", "joy", "gold", "song"], ["mud", "rust", "ash", "gloom"]
 
 
 def folder(path: Path, *, seed: int = 0, hidden: int = 48, layers: int = 2) -> Path:
-    """base/ (model), demos.jsonl, prefs.jsonl, prompts.jsonl."""
+    """base/ (model), demos.jsonl, prefs.jsonl, prompts.jsonl, heldout.jsonl."""
     rng = random.Random(seed)
     write_tiny_model(path / "base", ASK + [f"{w} and {v}" for w in GOOD + BAD for v in GOOD + BAD], seed=seed, vocab_size=420, hidden=hidden, layers=layers)
     user = lambda i: {"role": "user", "content": f"{ASK[i % len(ASK)]} {i}"}  # noqa: E731
@@ -22,6 +22,7 @@ def folder(path: Path, *, seed: int = 0, hidden: int = 48, layers: int = 2) -> P
     _write(path / "demos.jsonl", [{"id": f"d{i}", "messages": [user(i), say(GOOD + BAD)]} for i in range(64)])
     _write(path / "prefs.jsonl", [{"id": f"p{i}", "prompt": [user(i // 4)], "chosen": [say(GOOD)], "rejected": [say(BAD)]} for i in range(192)])
     _write(path / "prompts.jsonl", [{"id": f"q{i}", "prompt": [user(100 + i)]} for i in range(24)])
+    _write(path / "heldout.jsonl", [{"id": f"h{i}", "prompt": [user(200 + i)]} for i in range(24)])
     return path
 
 
@@ -35,7 +36,7 @@ def recipe(path: Path, *, name: str = "tiny", lora: bool = True, **ppo: Any) -> 
             "reward": {**adapted, "model": "sft", "data": str(path / "prefs.jsonl"), "lr": 3e-3, "batch_size": 32, "epochs": 10, "eval_share": 0.2, "save_every": 12},
             "ppo": {**adapted, "model": "sft", "prompts": str(path / "prompts.jsonl"), "steps": 8, "batch_size": 16, "minibatches": 2, "epochs": 2, "lr": 5e-3,
                     "max_new_tokens": 8, "save_every": 3, "monitors": {"good": "tiny:good"}, **ppo},
-            "evaluate": {"prompts": str(path / "prompts.jsonl"), "samples": 2, "max_new_tokens": 8, "scores": {"good": "tiny:good", "proxy": "reward"}, "kl_target": 6.0},
+            "evaluate": {"prompts": str(path / "heldout.jsonl"), "samples": 2, "max_new_tokens": 8, "scores": {"good": "tiny:good", "proxy": "reward"}, "kl_target": 6.0},
         },
     }  # fmt: skip
 

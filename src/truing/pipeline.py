@@ -12,7 +12,7 @@ import gc
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,15 +21,20 @@ from truing.disk import write_atomic
 from truing.errors import ConfigError
 from truing.learn.compare import differences
 
+if TYPE_CHECKING:
+    from truing.data.records import Kind
+
 NAMES = ("model", "reward", "before", "after")  # options that may name an earlier stage
 METHODS = {"sft": ("sft", "sft"), "reward": ("reward_model", "reward_model"), "ppo": ("ppo", "ppo"), "evaluate": ("evaluate", "evaluate")}
+TRAINS_ON: dict[str, tuple[str, Kind]] = {"sft": ("data", "sft"), "reward": ("data", "preference"), "ppo": ("prompts", "prompts")}
 TABLES = ("monitors", "scores")  # options that are tables of such names
 
 
 def run_recipe(recipe: Recipe, runs: Path, progress: Any = None) -> Path:
     """Run every stage of a recipe. Returns the pipeline's folder.
 
-    Raises ConfigError when a stage names a later one or when the folder holds another recipe of the same name.
+    Raises ConfigError when a stage names a later one or when the folder holds another recipe of the same name, DataError
+    when a prompt of an evaluation is also in the training data.
     """
     folder = Path(runs) / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,6 +45,8 @@ def run_recipe(recipe: Recipe, runs: Path, progress: Any = None) -> Path:
         ready[name] = str(folder / name / "model")
     for name, stage in plans:
         _check_begun(folder / name, stage)
+        if stage.method == "evaluate" and not (folder / name / "done.json").exists():
+            _check_unseen(name, stage, plans)
     write_atomic(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True).encode())
     for index, (name, stage) in enumerate(plans):
         if progress:
@@ -73,6 +80,17 @@ def _check_begun(folder: Path, stage: Frozen) -> None:
     changed = differences({k: v for k, v in begun.items() if k in plan}, plan)
     if changed:
         raise ConfigError(f"{folder}: was begun with another recipe: {'; '.join(changed)}. Use another name, or delete the folder to start again")
+
+
+def _check_unseen(name: str, stage: Any, plans: list[tuple[str, Any]]) -> None:
+    """The prompts of a verdict may be in no stage's training data. What is wrong with single rows, each stage says itself."""
+    from truing.data.formats import check_disjoint, load
+
+    held = load(stage.prompts, "prompts", on_bad="skip")
+    for other, trained in plans:
+        if other != name and trained.method in TRAINS_ON:
+            option, kind = TRAINS_ON[trained.method]
+            check_disjoint(load(getattr(trained, option), kind, on_bad="skip"), held)
 
 
 def _give_memory_back() -> None:

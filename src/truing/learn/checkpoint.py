@@ -36,7 +36,7 @@ _STEP = re.compile(r"^step-(\d{6,})$")
 _LEFTOVER = re.compile(r"^step-\d{6,}\.tmp-(\d+)-[0-9a-f]+$")
 _FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*\.(safetensors|json)$")
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_REMEDY = "restore it from a copy, or go on from an earlier checkpoint (fall_back)"
+_REMEDY = "restore it from a copy, or delete the folder of this checkpoint: the run goes on from the one before it"
 
 
 @dataclass(frozen=True)
