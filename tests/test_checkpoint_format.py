@@ -336,7 +336,8 @@ def test_bounds(tmp_path: Path) -> None:
 
 def test_digest_is_the_sha256_it_says() -> None:
     h = hashlib.sha256()
-    for name, dtype, values in [("a", "float32", [1.0, 2.0]), ("b", "int64", [3])]:
+    rows: list[tuple[str, str, list[float]]] = [("a", "float32", [1.0, 2.0]), ("b", "int64", [3])]
+    for name, dtype, values in rows:
         array = np.array(values, dtype=dtype)
         h.update(f'["{name}", "torch.{dtype}", [{len(values)}]]\n'.encode() + array.tobytes())
     assert digest({"b": torch.tensor([3]), "a": torch.tensor([1.0, 2.0])}) == h.hexdigest()

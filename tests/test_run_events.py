@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -84,6 +85,21 @@ def test_the_disk_is_full() -> None:
         log.append("step", 0, {})
     assert log.position() == 0
     log.close()
+
+
+def test_a_half_written_line_is_taken_back(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+
+    def half(fd: int, data: bytes) -> int:
+        real(fd, bytes(data)[:5])
+        raise OSError(errno.EIO, "Input/output error")
+
+    log.append("step", 1, {})
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="Input/output error.*check it"):
+        patch.setattr(os, "write", half)
+        log.append("step", 2, {})
+    log.append("step", 3, {})
+    assert [e["step"] for e in read_events(log.path.parent)] == [1, 3] and log.position() == len(raw(log))
 
 
 def test_a_torn_last_line_is_ignored_and_then_cut_off(log: EventLog) -> None:

@@ -136,10 +136,13 @@ def test_the_second_holder_is_refused(tmp_path: Path) -> None:
 def test_a_forked_child_does_not_keep_the_folder(tmp_path: Path) -> None:
     """A sandbox worker that outlives its killed parent must not make the folder busy for ever."""
     run = Run.open(tmp_path, RECIPE, seed=0)
+    ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(tell, b"x")
         time.sleep(30)
         os._exit(0)
+    os.read(ready, 1)
     try:
         run.__exit__(None, None, None)
         with Run.open(tmp_path, RECIPE, seed=0):
