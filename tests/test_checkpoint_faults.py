@@ -178,6 +178,28 @@ def test_the_order_of_the_commit_protocol(tmp_path: Path, monkeypatch: pytest.Mo
     ]  # fmt: skip
 
 
+def test_the_log_is_on_the_disk_before_a_checkpoint_points_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace: list[str] = []
+    real_fsync, real_mkdir = os.fsync, os.mkdir
+
+    def synced(fd: int) -> None:
+        trace.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        real_fsync(fd)
+
+    def made(path: Path, *args: Any) -> None:
+        if ".tmp-" in Path(path).name:
+            trace.append("begin")
+        real_mkdir(path, *args)
+
+    with Run.open(tmp_path, {}, seed=0) as run:
+        run.restore()
+        run.log("step", 1, {})
+        monkeypatch.setattr(os, "fsync", synced)
+        monkeypatch.setattr(os, "mkdir", made)
+        run.checkpoint(1, tensors(1), {})
+    assert trace.index("events.jsonl") < trace.index("begin")
+
+
 def test_too_little_space_is_seen_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1, tensors(1), {"step": 1}, config_hash="c")
     usage = shutil.disk_usage(tmp_path)

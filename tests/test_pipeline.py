@@ -78,13 +78,13 @@ def test_a_complete_pipeline_is_left_alone(whole: Path) -> None:
     began = time.monotonic()
     run_to_the_end(whole)
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60  # importing and looking, no training; generous for a busy machine
 
 
 @pytest.mark.parametrize("trial", range(2))
 def test_killed_at_random_it_ends_in_the_same_bits(trial: int, whole: Path) -> None:
     rng, runs, kills = random.Random(trial), f"killed-{trial}", 0
-    while kills < 5:
+    while kills < 4:
         process = start(whole, runs)
         time.sleep(rng.uniform(3.0, 9.0))  # it takes about 3 s to import and load
         if process.poll() is not None:

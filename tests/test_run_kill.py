@@ -43,6 +43,9 @@ def train(folder: Path, pause: float = 0.0, kill_at: int = 0) -> None:
         setattr(os, name, _counted(name, getattr(os, name), counter, kill_at))
     try:
         with Run.open(folder, {"lr": 0.5}, seed=7) as run:
+            standard = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(3)]
+            if any(str(folder) in place for place in standard):
+                os._exit(98)  # what is printed would land in the run's files
             if run.done is not None:
                 return
             saved = run.restore()
