@@ -104,7 +104,7 @@ def test_the_quick_gold_differs_from_what_the_reward_model_sees() -> None:
 def test_sentences_read_back_as_written_and_errors_name_the_line(tmp_path: Path) -> None:
     quick.write_quick_data(tmp_path, 0)
     found = dataset.read_sentences(tmp_path / "reward_test.jsonl")
-    assert tuple(found) == tuple(s for s in quick.sentences() if s.id in {f.id for f in found}) and len(found) == 80
+    assert tuple(found) == tuple(s for s in quick.sentences() if s.id in {f.id for f in found}) and len(found) == 240
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"id": "1", "text": "Fine.", "mean": 1.0, "ratings": [1]}\n{"id": "2"}\n')
     with pytest.raises(DataError, match=r"bad\.jsonl:2: is not a sentence"):
