@@ -7,6 +7,8 @@ same configuration; every value is rounded once to bfloat16, and the SHA-256 of 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -52,7 +54,8 @@ def _convert(source: Path, target: Path) -> None:
     logging.disable_progress_bar()
 
     quiet: dict[str, Any] = {"gguf_file": source.name}
-    loaded = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **quiet)
+    with contextlib.redirect_stderr(io.StringIO()):  # a bar for each of 272 tensors
+        loaded = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **quiet)
     config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "dtype", "torch_dtype")})
     plain = type(loaded)(config)
     plain.load_state_dict(loaded.state_dict())

@@ -140,6 +140,9 @@ def _draw_axis(axes: Axes, spec: Axis, offset: float) -> None:
         labels.append((spec.level[0], spec.level[1], MUTED))
     if spec.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        low, high = axes.get_ylim()
+        if high > 1:  # no share exceeds 1, and a mark at 1 keeps room to be seen
+            axes.set_ylim(min(low, 0.9), 1.005)
     if spec.ticks:
         axes.set_xticks([t for t, _ in spec.ticks], [text for _, text in spec.ticks])
         axes.set_xlim(min(t for t, _ in spec.ticks) - 0.5, max(t for t, _ in spec.ticks) + 0.5)
