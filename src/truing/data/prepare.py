@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from truing.data.batches import split
 from truing.data.formats import load
 from truing.data.problems import BadRow, OnBad, Problem, count_rules, raise_first, write_quarantine
 from truing.data.records import Kind
@@ -18,6 +19,16 @@ T = TypeVar("T")
 def read_records(path: str, kind: Kind, on_bad: OnBad, folder: Path) -> list[Any]:
     """The good records of a file; with ``quarantine`` the bad rows go to ``folder / "quarantine.jsonl"``."""
     return load(path, kind, on_bad=on_bad, quarantine_to=folder / "quarantine.jsonl" if on_bad == "quarantine" else None).records
+
+
+def train_and_held(
+    path: str, kind: Kind, render: Callable[[Any], T], *, share: float, seed: int, on_bad: OnBad, folder: Path
+) -> tuple[list[T], list[T]]:
+    """A file's rows, rendered and split by prompt into (train, held out)."""
+    rows = render_all(read_records(path, kind, on_bad, folder), render, on_bad, folder)
+    rendered = {id(record): value for record, value in rows}
+    train, held = split([record for record, _ in rows], share, seed)
+    return [rendered[id(r)] for r in train], [rendered[id(r)] for r in held]
 
 
 def render_all(records: Sequence[Any], render: Callable[[Any], T], on_bad: OnBad, folder: Path) -> list[tuple[Any, T]]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from truing.config import Reward
-from truing.data.batches import epoch_order, split
-from truing.data.prepare import read_records, render_all
+from truing.data.batches import epoch_order
+from truing.data.prepare import train_and_held
 from truing.data.template import Renderer
 from truing.errors import DataError
 from truing.learn.inputs import fingerprint
@@ -41,11 +41,11 @@ def reward_model(config: Reward, folder: Path, *, seed: int, progress: Any = Non
             return run.done
         tokenizer = tokenizer_of(config.model)
         renderer = Renderer(tokenizer)
-        rows = render_all(read_records(config.data, "preference", config.on_bad, folder), lambda r: renderer.pair(r, config.max_length), config.on_bad, folder)
-        tokens = {id(r): t for r, t in rows}
-        train, held = ([tokens[id(r)] for r in part] for part in split([r for r, _ in rows], config.eval_share, seed))
+        train, held = train_and_held(
+            config.data, "preference", lambda r: renderer.pair(r, config.max_length), share=config.eval_share, seed=seed, on_bad=config.on_bad, folder=folder
+        )
         if not held or not train:
-            raise DataError(f"{config.data}: {len(rows)} pairs of one prompt or few leave none to hold out at eval_share={config.eval_share}; add pairs or raise it")
+            raise DataError(f"{config.data}: {len(train) + len(held)} pairs of one prompt or few leave none to hold out at eval_share={config.eval_share}; add pairs or raise it")
         backbone, source = open_backbone(config.model, config)
         model = policy_role(backbone, source, seed=seed, purpose="reward")
         model.head = ScalarHead(backbone.width, seed=seed, purpose="reward-head")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from truing.config import SFT
-from truing.data.batches import by_token_budget, epoch_order, split
-from truing.data.prepare import read_records, render_all
+from truing.data.batches import by_token_budget, epoch_order
+from truing.data.prepare import train_and_held
 from truing.data.template import Renderer
 from truing.data.trained import require_stop, require_trained
 from truing.learn.inputs import fingerprint
@@ -39,9 +39,9 @@ def sft(config: SFT, folder: Path, *, seed: int, progress: Any = None) -> dict[s
             return run.done
         tokenizer = tokenizer_of(config.model)
         renderer = Renderer(tokenizer)
-        rows = render_all(read_records(config.data, "sft", config.on_bad, folder), lambda r: renderer.demonstration(r, config.max_length), config.on_bad, folder)
-        tokens = {id(r): t for r, t in rows}
-        train, held = ([tokens[id(r)] for r in part] for part in split([r for r, _ in rows], config.eval_share, seed))
+        train, held = train_and_held(
+            config.data, "sft", lambda r: renderer.demonstration(r, config.max_length), share=config.eval_share, seed=seed, on_bad=config.on_bad, folder=folder
+        )
         require_stop(train, renderer.stop_ids, config.data)
         backbone, source = open_backbone(config.model, config)
         policy = policy_role(backbone, source, seed=seed, purpose="sft")
