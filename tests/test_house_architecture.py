@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "web": {"types", "errors", "config", "disk", "observe"},
     "backends": CORE | {"rollout", "learn"},
 }
-HEAVY = {"torch", "transformers", "pyarrow", "matplotlib", "datasets", "scipy", "numpy", "accelerate", "safetensors", "gguf", "pandas"}
+HEAVY = {"torch", "transformers", "pyarrow", "matplotlib", "datasets", "scipy", "numpy", "accelerate", "safetensors", "gguf", "pandas", "gymnasium"}
 LIGHT = ("truing", "truing.config", "truing.errors", "truing.types", "truing.cli")  # what `truing --help` loads
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FILE_LINES = 400

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -26,6 +26,9 @@ class Frozen(BaseModel):
     """Base of every options object: immutable, no unknown keys, no silent coercion of infinities."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+Options = TypeVar("Options", bound=Frozen)
 
 
 class Lora(Frozen):
@@ -246,11 +249,25 @@ def make_recipe(data: Mapping[str, Any], overrides: Iterable[str] = (), place: s
 def make_stage(method: str, options: Mapping[str, Any], place: str = "options") -> Frozen:
     """Validate one method's options."""
     if method not in METHODS:
-        raise ConfigError(f"{place}: method {method!r} does not exist{_did_you_mean(method, METHODS)}")
+        raise ConfigError(f"{place}: method {method!r} does not exist{suggestion(method, METHODS)}")
     try:
         return METHODS[method].model_validate({"method": method, **options})
     except ValidationError as error:
         raise ConfigError(f"{place}: " + explain(error, METHODS[method])) from error
+
+
+def make_options(model: type[Options], overrides: Iterable[str] = (), place: str = "options") -> Options:
+    """A flat options object from ``option=value`` texts (values are YAML). Raises ConfigError naming the option, the value and the remedy."""
+    data: dict[str, Any] = {}
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ConfigError(f"{place}: --set {item!r}: write option=value, for example --set {next(iter(model.model_fields), 'option')}=...")
+        data[key.strip()] = parse_yaml(text, f"--set {key}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{place}: " + explain(error, model)) from error
 
 
 def _copy(value: Any) -> Any:
@@ -267,7 +284,7 @@ def _override(data: dict[str, Any], item: str) -> None:
         parts.insert(0, "stages")
     elif parts[0] not in Recipe.model_fields:
         known = [*(stages or {}), *Recipe.model_fields]
-        raise ConfigError(f"--set {item!r}: {parts[0]!r} is neither a stage nor a recipe key{_did_you_mean(parts[0], known)}")
+        raise ConfigError(f"--set {item!r}: {parts[0]!r} is neither a stage nor a recipe key{suggestion(parts[0], known)}")
     node = data
     for part in parts[:-1]:
         child = node.setdefault(part, {})
@@ -277,7 +294,8 @@ def _override(data: dict[str, Any], item: str) -> None:
     node[parts[-1]] = parse_yaml(text, f"--set {key}")
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the nearest known one, or all of them."""
     known = sorted(known)
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
@@ -292,7 +310,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         where = ".".join(loc) or "recipe"
         if e["type"] == "extra_forbidden":
             key = str(e["loc"][-1])
-            lines.append(f"unknown key {where!r}{_did_you_mean(key, _fields_at(model, e['loc'][:-1]))}")
+            lines.append(f"unknown key {where!r}{suggestion(key, _fields_at(model, e['loc'][:-1]))}")
         elif e["type"] == "missing":
             lines.append(f"{where} is missing; it has no default")
         else:

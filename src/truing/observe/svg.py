@@ -159,7 +159,7 @@ def _draw_axis(axes: Axes, spec: Axis, offset: float) -> None:
         low, high = other.get_ylim()
         places.append(((_end(spec.right) - low) / (high - low), spec.right.label, spec.right.colour))
     gap = 10.5 / (axes.get_window_extent().height * 72 / axes.figure.dpi)
-    for place, (text, colour) in zip(_apart([p for p, _, _ in places], gap), [(t, c) for _, t, c in places], strict=True):
+    for place, (text, colour) in zip(apart([p for p, _, _ in places], gap), [(t, c) for _, t, c in places], strict=True):
         axes.annotate(
             text,
             (1, place),
@@ -197,7 +197,7 @@ def _end(line: Line) -> float:
     return float(smooth(values)[-1] if line.trend and not line.marks else values[-1])
 
 
-def _apart(places: list[float], gap: float) -> list[float]:
+def apart(places: list[float], gap: float) -> list[float]:
     """Move label heights (0 bottom, 1 top) the least that keeps them ``gap`` apart and inside."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     out = [min(1.0, max(0.0, p)) for p in places]

@@ -1,0 +1,1 @@
+"""Environments with known optima, registered with Gymnasium."""
