@@ -240,7 +240,7 @@ def test_rewards_add_up_and_stand_at_the_last_token(trained: Path) -> None:
     batch, scores, _ = ppo_page.score(rollout, ["q"] * 16, roles, config)
     plan = ppo_page._minibatches(16, 2, 0, 1, 0)
     found = ppo_page.look(batch, roles, config, plan, 0.3, scores, 64)
-    k1 = (found.logp_old - found.logp_ref).sum(-1)
+    k1 = (found.past.logp - found.logp_ref).sum(-1)
     wanted = torch.tensor([s.value for s in scores]) - 0.3 * k1 + torch.where(rollout.finished_B, 0.0, -2.0)
     torch.testing.assert_close(found.rewards.sum(-1), wanted, atol=1e-5, rtol=1e-5)
     assert k1.abs().max() > 0.01 and (found.rewards[~rollout.trained_BT] == 0).all()
@@ -253,10 +253,10 @@ def test_rewards_add_up_and_stand_at_the_last_token(trained: Path) -> None:
             hidden, ref = roles.policy.hidden(Pack([ids])), roles.reference.hidden(Pack([ids]))
             head = roles.policy.backbone.head_weight
             for t in range(start, n):
-                assert found.logp_old[i, t - start].item() == pytest.approx((hidden[t - 1] @ head.T).log_softmax(-1)[ids[t]].item(), abs=1e-4)
+                assert found.past.logp[i, t - start].item() == pytest.approx((hidden[t - 1] @ head.T).log_softmax(-1)[ids[t]].item(), abs=1e-4)
                 assert found.logp_ref[i, t - start].item() == pytest.approx((ref[t - 1] @ head.T).log_softmax(-1)[ids[t]].item(), abs=1e-4)
-                assert found.values_old[i, t - start].item() == pytest.approx(roles.value.values(Pack([ids[:t]]), torch.tensor([t - 1])).item(), abs=1e-4)
-    returns, targets = 0.0, found.targets
+                assert found.past.values[i, t - start].item() == pytest.approx(roles.value.values(Pack([ids[:t]]), torch.tensor([t - 1])).item(), abs=1e-4)
+    returns, targets = 0.0, found.past.targets
     last = int(rollout.lengths_B[0]) - 1
     assert targets[0, last].item() == pytest.approx(found.rewards[0, last].item(), abs=1e-5), returns  # at the last token the target is the reward itself
 

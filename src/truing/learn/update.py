@@ -39,9 +39,12 @@ class Learner:
         self.lr, self.total, self.warmup, self.schedule, self.grad_clip = lr, max(total, 1), warmup, schedule, grad_clip
         self.micro_tokens = micro_tokens
         self.updates = self.skipped = self.skipped_in_a_row = 0
-        self.base_lrs = [lr_of(name) if lr_of else lr for name in self.params]
-        groups = [{"params": [p], "lr": rate} for p, rate in zip(self.params.values(), self.base_lrs, strict=True)]
-        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=eps, weight_decay=weight_decay)
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for name, p in self.params.items():
+            by_rate.setdefault(lr_of(name) if lr_of else lr, []).append(p)
+        self.base_lrs = list(by_rate)
+        groups = [{"params": group, "lr": rate} for rate, group in by_rate.items()]
+        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=eps, weight_decay=weight_decay, fused=True)
 
     def factor(self, update: int) -> float:
         """The schedule's multiplier of the learning rate at an update (0-based)."""
@@ -67,13 +70,14 @@ class Learner:
         """
         self.adam.zero_grad(set_to_none=True)
         value = self._accumulate(items, tokens, loss, again)
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.params.values() if p.grad is not None]))
+        total_norm = torch.nn.utils.get_total_norm([p.grad for p in self.params.values() if p.grad is not None])
+        norm = float(total_norm)
         finite = math.isfinite(norm) and math.isfinite(value)
         factor = self.factor(self.updates)
         if finite:
             for group, base in zip(self.adam.param_groups, self.base_lrs, strict=True):
                 group["lr"] = base * factor
-            torch.nn.utils.clip_grad_norm_(self.params.values(), self.grad_clip)
+            torch.nn.utils.clip_grads_with_norm_(self.params.values(), self.grad_clip, total_norm)
             self.adam.step()
             self.skipped_in_a_row = 0
         else:
@@ -135,6 +139,8 @@ def parts(items: Sequence[int], tokens: Callable[[list[int]], int], budget: int)
     >>> parts([0, 1, 2, 3], lambda part: 3 * len(part), budget=8)
     [[0, 1], [2, 3]]
     """
+    if len(items) and tokens(list(items)) <= budget:
+        return [list(items)]
     found: list[list[int]] = []
     for item in items:
         if found and tokens([*found[-1], item]) <= budget:

@@ -26,11 +26,9 @@ from truing.learn.inputs import fingerprint
 from truing.learn.loop import steps
 from truing.learn.run import Run
 from truing.learn.update import Learner, parts
-from truing.maths import kl, reduce, stats
-from truing.maths.advantages import gae, whiten
+from truing.maths import kl, stats
 from truing.maths.likelihood import TokenLikelihood, token_likelihood
-from truing.maths.policy import clip_share, clipped_surrogate, ratio
-from truing.maths.value import clipped_squared_error, squared_error
+from truing.methods.ppo_update import Past, Present, Seen, estimate, objective
 from truing.methods.roles_of_ppo import Roles, open_roles
 from truing.models.pack import Pack
 from truing.models.roles import Role, save_role
@@ -135,15 +133,12 @@ def score(rollout: Rollout, questions: list[str], roles: Roles, config: PPO) -> 
 # -- advantage -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Experience:
-    """What an update needs, ``[B, T]``, 0 at padding; made once a rollout, before any weight changes."""
+    """A scored rollout as the models saw it before any weight changed, ``[B, T]``, 0 at padding. ``past`` is what updates use."""
 
-    logp_old: Tensor
+    past: Past
     logp_ref: Tensor
     entropy: Tensor
-    values_old: Tensor
     rewards: Tensor
-    advantages: Tensor
-    targets: Tensor
 
 
 @torch.no_grad()
@@ -171,8 +166,8 @@ def look(batch: Batch, roles: Roles, config: PPO, minibatches: list[list[int]], 
     alive = trained.clone()
     alive[torch.arange(len(batch)), last] = False
     next_values = torch.cat([values[:, 1:], torch.zeros(len(batch), 1)], 1)
-    advantages = gae(rewards, values, next_values, config.discount * alive, alive.float(), config.lam)
-    return Experience(logp, logp_ref, entropy, values, rewards, whiten(advantages, trained), advantages + values)
+    made = estimate(rewards, values, next_values, config.discount * alive, alive.float(), config.lam, trained)
+    return Experience(Past(logp, values, made.advantages, made.targets), logp_ref, entropy, rewards)
 
 
 def policy_likelihood(role: Role, batch: Batch, pack: Pack, rows: Sequence[int], config: PPO) -> TokenLikelihood:
@@ -189,26 +184,15 @@ def learn(learner: Learner, roles: Roles, batch: Batch, experience: Experience, 
     """One optimiser step on one minibatch."""
     trained = batch.rollout.trained_BT
     total = int(trained[rows].sum())
-    seen: dict[str, float] = {}
+    seen = Seen()
 
     def loss(part: list[int]) -> Tensor:
-        pack, here = batch.texts.pack.select(part), trained[part]
-        old = Experience(*(getattr(experience, name)[part][here] for name in Experience.__dataclass_fields__))
+        pack = batch.texts.pack.select(part)
         now = policy_likelihood(roles.policy, batch, pack, part, config)
-        surrogate = clipped_surrogate(now.logp, old.logp_old, old.advantages, config.clip)
         values = roles.value.values(pack, batch.positions(pack, part))
-        error = clipped_squared_error(values, old.values_old, old.targets, config.value_clip) if config.value_clip else squared_error(values, old.targets)
-        with torch.no_grad():
-            rho = ratio(now.logp, old.logp_old)
-            sums = {"policy/loss": surrogate, "value/loss": error, "policy/approx_kl": kl.k3(old.logp_old, now.logp), "policy/ratio_mean": rho}
-            sums |= {"policy/clip_share": clip_share(now.logp, old.logp_old, config.clip)}
-            for name, value in sums.items():
-                seen[name] = seen.get(name, 0.0) + float(value.sum()) / total
-            seen["policy/ratio_max"] = max(seen.get("policy/ratio_max", 0.0), float(rho.max()))
-            seen["ratio_error"] = max(seen.get("ratio_error", 0.0), float((rho - 1).abs().max()))
-        return reduce.tokens(surrogate + config.value_weight * error - config.entropy * now.entropy, torch.ones_like(surrogate), total)
+        return objective(Present(now.logp, now.entropy, values), experience.past[part][trained[part]], total, config, seen)
 
-    return {**learner.update(rows, batch.tokens, loss, again=seen.clear), **seen}
+    return {**learner.update(rows, batch.tokens, loss, again=seen.clear), **seen.numbers()}
 
 
 # -- record --------------------------------------------------------------------------------------------------------------
@@ -216,16 +200,16 @@ def record(
     batch: Batch, scores: Sequence[Score], monitored: dict[str, list[float]], experience: Experience, updated: list[dict[str, float]], coef: float, config: PPO
 ) -> dict[str, float]:
     """The step's metrics; `observe/metrics.py` defines each."""
-    trained, count = batch.rollout.trained_BT, int(batch.rollout.trained_BT.sum())
+    trained, count, past = batch.rollout.trained_BT, int(batch.rollout.trained_BT.sum()), experience.past
     mean = {k: sum(u[k] for u in updated) / len(updated) for k in updated[0]}
     return {
         "reward/proxy": sum(s.value for s in scores) / len(batch),
         "reward/failed_share": 1 - len(batch) / config.batch_size,
         "reward/total": float(experience.rewards.sum()) / len(batch),
         **{f"monitor/{name}": sum(values) / len(values) for name, values in monitored.items()},
-        "kl/sequence": float(kl.k1(experience.logp_old, experience.logp_ref).sum()) / len(batch),
-        "kl/k3_sequence": float(kl.k3(experience.logp_old, experience.logp_ref).sum()) / len(batch),
-        "kl/token": float(kl.k1(experience.logp_old, experience.logp_ref).sum()) / count,
+        "kl/sequence": float(kl.k1(past.logp, experience.logp_ref).sum()) / len(batch),
+        "kl/k3_sequence": float(kl.k3(past.logp, experience.logp_ref).sum()) / len(batch),
+        "kl/token": float(kl.k1(past.logp, experience.logp_ref).sum()) / count,
         "kl/coef": coef,
         "policy/loss": mean["policy/loss"],
         "policy/approx_kl": mean["policy/approx_kl"],
@@ -235,12 +219,12 @@ def record(
         "policy/entropy": float(experience.entropy.sum()) / count,
         "policy/first_ratio_error": updated[0]["ratio_error"],
         "value/loss": mean["value/loss"],
-        "value/explained_variance": stats.explained_variance(experience.values_old[trained].numpy(), experience.targets[trained].numpy()),
-        "advantage/std": float((experience.targets - experience.values_old)[trained].std()),
+        "value/explained_variance": stats.explained_variance(past.values[trained].numpy(), past.targets[trained].numpy()),
+        "advantage/std": float((past.targets - past.values)[trained].std()),
         "tokens/mean": count / len(batch),
         "tokens/eos_share": float(batch.rollout.finished_B.float().mean()),
         "text/distinct_2": distinct_n(batch.texts.texts, 2),
-        "sampler/mismatch": float((experience.logp_old - batch.rollout.sampler_logp_BT)[trained].abs().mean()),
+        "sampler/mismatch": float((past.logp - batch.rollout.sampler_logp_BT)[trained].abs().mean()),
         "grad/norm": mean["grad/norm"],
         "update/skipped": mean["update/skipped"],
         "lr": updated[-1]["lr"],
