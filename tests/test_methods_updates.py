@@ -238,7 +238,7 @@ def test_rewards_add_up_and_stand_at_the_last_token(trained: Path) -> None:
                 p.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
     rollout = sample(roles.policy, [[4, 5, 6], [7, 8]] * 8, max_new_tokens=6, temperature=1.0, stop_ids=[2], seed=0, step=1)
     batch, scores, _ = ppo_page.score(rollout, ["q"] * 16, roles, config)
-    plan = ppo_page._minibatches(16, 2, 0, 1, 0)
+    plan = list(ppo_page.minibatches(16, 2, 0, 1, 0))
     found = ppo_page.look(batch, roles, config, plan, 0.3, scores, 64)
     k1 = (found.past.logp - found.logp_ref).sum(-1)
     wanted = torch.tensor([s.value for s in scores]) - 0.3 * k1 + torch.where(rollout.finished_B, 0.0, -2.0)

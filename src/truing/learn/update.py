@@ -68,7 +68,6 @@ class Learner:
         Returns ``loss``, ``grad/norm`` (before clipping), ``lr`` and ``update/skipped`` (1 when the update was left out).
         Raises NonFiniteError after `MAX_SKIPS` skipped updates in a row.
         """
-        self.adam.zero_grad(set_to_none=True)
         value = self._accumulate(items, tokens, loss, again)
         total_norm = torch.nn.utils.get_total_norm([p.grad for p in self.params.values() if p.grad is not None])
         norm = float(total_norm)
@@ -77,7 +76,8 @@ class Learner:
         if finite:
             for group, base in zip(self.adam.param_groups, self.base_lrs, strict=True):
                 group["lr"] = base * factor
-            torch.nn.utils.clip_grads_with_norm_(self.params.values(), self.grad_clip, total_norm)
+            if norm > self.grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(self.params.values(), self.grad_clip, total_norm)
             self.adam.step()
             self.skipped_in_a_row = 0
         else:
@@ -91,6 +91,7 @@ class Learner:
 
     def _accumulate(self, items: Sequence[int], tokens: Callable[[list[int]], int], loss: Callable[[list[int]], Tensor], again: Callable[[], None]) -> float:
         while True:
+            self.adam.zero_grad(set_to_none=True)
             try:
                 total = 0.0
                 for part in parts(items, tokens, self.micro_tokens):
@@ -103,7 +104,6 @@ class Learner:
                 if not _is_out_of_memory(error) or self.micro_tokens <= least:
                     raise
                 self.micro_tokens = max(least, self.micro_tokens // 2)
-                self.adam.zero_grad(set_to_none=True)
                 again()
 
     # -- state -----------------------------------------------------------------------------------------------------

@@ -28,14 +28,13 @@ from truing.learn.run import Run
 from truing.learn.update import Learner, parts
 from truing.maths import kl, stats
 from truing.maths.likelihood import TokenLikelihood, token_likelihood
-from truing.methods.ppo_update import Past, Present, Seen, estimate, objective
+from truing.methods.ppo_update import Past, Present, Seen, estimate, minibatches, objective, summary
 from truing.methods.roles_of_ppo import Roles, open_roles
 from truing.models.pack import Pack
 from truing.models.roles import Role, save_role
 from truing.observe.monitor import distinct_n
 from truing.rewards.scorers import Completions, Scorer
 from truing.rollout.sampler import sample
-from truing.seeds import permutation
 from truing.types import Rollout, Score
 
 
@@ -66,7 +65,7 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
             clock.lap("generate")
             batch, scores, monitored = score(rollout, [questions[i] for i in chosen], roles, config)
             clock.lap("score")
-            plan = [_minibatches(len(batch), config.minibatches, seed, step, epoch) for epoch in range(config.epochs)]
+            plan = [list(minibatches(len(batch), config.minibatches, seed, step, epoch)) for epoch in range(config.epochs)]
             experience = look(batch, roles, config, plan[0], control.coef, scores, learner.micro_tokens)
             clock.lap("reference")
             updated = [learn(learner, roles, batch, experience, rows, config) for epoch in plan for rows in epoch]
@@ -201,7 +200,6 @@ def record(
 ) -> dict[str, float]:
     """The step's metrics; `observe/metrics.py` defines each."""
     trained, count, past = batch.rollout.trained_BT, int(batch.rollout.trained_BT.sum()), experience.past
-    mean = {k: sum(u[k] for u in updated) / len(updated) for k in updated[0]}
     return {
         "reward/proxy": sum(s.value for s in scores) / len(batch),
         "reward/failed_share": 1 - len(batch) / config.batch_size,
@@ -211,23 +209,14 @@ def record(
         "kl/k3_sequence": float(kl.k3(past.logp, experience.logp_ref).sum()) / len(batch),
         "kl/token": float(kl.k1(past.logp, experience.logp_ref).sum()) / count,
         "kl/coef": coef,
-        "policy/loss": mean["policy/loss"],
-        "policy/approx_kl": mean["policy/approx_kl"],
-        "policy/clip_share": mean["policy/clip_share"],
-        "policy/ratio_mean": mean["policy/ratio_mean"],
-        "policy/ratio_max": max(u["policy/ratio_max"] for u in updated),
+        **summary(updated),
         "policy/entropy": float(experience.entropy.sum()) / count,
-        "policy/first_ratio_error": updated[0]["ratio_error"],
-        "value/loss": mean["value/loss"],
         "value/explained_variance": stats.explained_variance(past.values[trained].numpy(), past.targets[trained].numpy()),
         "advantage/std": float((past.targets - past.values)[trained].std()),
         "tokens/mean": count / len(batch),
         "tokens/eos_share": float(batch.rollout.finished_B.float().mean()),
         "text/distinct_2": distinct_n(batch.texts.texts, 2),
         "sampler/mismatch": float((past.logp - batch.rollout.sampler_logp_BT)[trained].abs().mean()),
-        "grad/norm": mean["grad/norm"],
-        "update/skipped": mean["update/skipped"],
-        "lr": updated[-1]["lr"],
     }
 
 
@@ -250,13 +239,6 @@ def _chosen(n: int, size: int, step: int, seed: int) -> list[int]:
     first = (step - 1) * size
     orders = {epoch: epoch_order(n, seed, epoch, "ppo") for epoch in range(first // n, (first + size - 1) // n + 1)}
     return [orders[i // n][i % n] for i in range(first, first + size)]
-
-
-def _minibatches(n: int, count: int, seed: int, step: int, epoch: int) -> list[list[int]]:
-    """Every row exactly once, in `count` parts of nearly equal size."""
-    order = permutation(n, seed, "ppo-minibatches", step, epoch)
-    count = min(count, n)
-    return [order[i * n // count : (i + 1) * n // count] for i in range(count)]
 
 
 def _in_row_order(x_M: Tensor, rows: Sequence[int], trained_BT: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ where they came from.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple, Protocol
 
@@ -16,6 +17,7 @@ from truing.maths import kl, reduce
 from truing.maths.advantages import gae, whiten
 from truing.maths.policy import clip_share, clipped_surrogate, ratio
 from truing.maths.value import clipped_squared_error, squared_error
+from truing.seeds import permutation
 
 
 class Bounds(Protocol):
@@ -71,6 +73,13 @@ class Present(NamedTuple):
     values: Tensor
 
 
+def minibatches(n: int, count: int, seed: int, step: int, epoch: int) -> Iterator[list[int]]:
+    """Every one of n rows exactly once, shuffled, in ``count`` parts of nearly equal size (Huang et al. 2022, detail 6)."""
+    order = permutation(n, seed, "ppo-minibatches", step, epoch)
+    count = min(count, n)
+    return (order[i * n // count : (i + 1) * n // count] for i in range(count))
+
+
 @dataclass
 class Seen:
     """Diagnostics of one update, gathered over its parts; they stay tensors until they are asked for."""
@@ -114,3 +123,14 @@ def objective(now: Present, past: Past, total: int, bounds: Bounds, seen: Seen) 
     if bounds.entropy:
         loss = loss - bounds.entropy * now.entropy
     return reduce.tokens(loss, torch.ones_like(loss), total)
+
+
+def summary(updates: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The metrics of one rollout's updates: their means, the largest ratio, and how far the very first ratio was from 1."""
+    names = ("policy/loss", "policy/approx_kl", "policy/clip_share", "policy/ratio_mean", "value/loss", "grad/norm", "update/skipped")
+    return {
+        **{name: sum(u[name] for u in updates) / len(updates) for name in names},
+        "policy/ratio_max": max(u["policy/ratio_max"] for u in updates),
+        "policy/first_ratio_error": updates[0]["ratio_error"],
+        "lr": updates[-1]["lr"],
+    }

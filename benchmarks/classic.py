@@ -1,0 +1,106 @@
+"""PPO on CartPole-v1: Stable-Baselines3 and Truing, the same settings, in one run; and how long the tabular classics take.
+
+    python benchmarks/classic.py                 # about three minutes; JSON on stdout
+    python benchmarks/classic.py --seeds 5
+
+Every training has a process and a thread of its own; the two systems take turns. Both train 100,000 environment steps
+with the settings that the RL Zoo tuned for this task, then play 20 episodes with the most likely action. The time runs
+from a made agent to the end of its training, so that imports do not count; evaluation is not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+STEPS, EPISODES = 100_000, 20
+SETTINGS = {"environments": 8, "length": 32, "batch": 256, "epochs": 20, "discount": 0.98, "lambda": 0.8, "lr": 1e-3, "clip": 0.2, "entropy": 0.0}
+
+
+def truing(seed: int) -> dict[str, Any]:
+    from truing.methods.control import evaluate
+    from truing.methods.ppo_control import PPOControl, ppo
+
+    config = PPOControl(
+        environment="CartPole-v1", total_steps=STEPS, environments=8, length=32, minibatches=1, epochs=20, discount=0.98, lam=0.8, lr=1e-3, schedule="linear",
+        clip=0.2, clip_to_zero=True, entropy=0.0,
+    )  # fmt: skip
+    start = time.perf_counter()
+    trained = ppo(config, seed)
+    seconds = time.perf_counter() - start
+    returns = evaluate(trained, "CartPole-v1", EPISODES, seed=seed)
+    return {"seconds": seconds, "steps": len(trained.log) * 256, "return": statistics.mean(returns)}
+
+
+def stable_baselines3(seed: int) -> dict[str, Any]:
+    import gymnasium
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.monitor import Monitor
+
+    def falling(value: float) -> Any:
+        return lambda left: left * value
+
+    start = time.perf_counter()
+    agent = PPO(
+        "MlpPolicy", make_vec_env("CartPole-v1", n_envs=8, seed=seed), n_steps=32, batch_size=256, gae_lambda=0.8, gamma=0.98, n_epochs=20, ent_coef=0.0,
+        learning_rate=falling(1e-3), clip_range=falling(0.2), seed=seed, device="cpu", verbose=0,
+    )  # fmt: skip
+    agent.learn(STEPS)
+    seconds = time.perf_counter() - start
+    mean, _ = evaluate_policy(agent, Monitor(gymnasium.make("CartPole-v1")), n_eval_episodes=EPISODES, deterministic=True)
+    return {"seconds": seconds, "steps": agent.num_timesteps, "return": float(mean)}
+
+
+SYSTEMS = {"stable-baselines3": stable_baselines3, "truing": truing}
+
+
+def alone(system: str, seed: int) -> dict[str, Any]:
+    """One measurement in a fresh process with one thread."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, "--one", system, "--seed", str(seed)], stdout=subprocess.PIPE, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--one", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        import torch
+
+        torch.set_num_threads(1)
+        print(json.dumps(SYSTEMS[given.one](given.seed)))
+        return
+
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
+    for seed in range(given.seeds):
+        for name in SYSTEMS:
+            runs[name].append({"seed": seed, **alone(name, seed)})
+            print(f"{name} seed {seed}: {runs[name][-1]['seconds']:.1f} s, return {runs[name][-1]['return']:.0f}", file=sys.stderr)
+    speed = {name: statistics.median(r["steps"] / r["seconds"] for r in rows) for name, rows in runs.items()}
+    print(json.dumps({
+        "work": "PPO on CartPole-v1, 100,000 steps", "settings": SETTINGS, "steps_per_second": speed,
+        "ratio": statistics.median(a["seconds"] / b["seconds"] for a, b in zip(runs["stable-baselines3"], runs["truing"], strict=True)),
+        "returns": {name: [r["return"] for r in rows] for name, rows in runs.items()}, "runs": runs, "versions": versions(),
+    }, indent=2))  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("truing", "torch", "gymnasium", "stable-baselines3", "numpy")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What the agents on Gymnasium tasks share: what training returns, and how a policy is tried out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from truing.envs.vector import VectorSteps, make
+from truing.models.networks import Networks, build
+from truing.rollout.scaling import Scaler
+from truing.rollout.steps import Steps
+from truing.seeds import generator, stream
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained agent and its history.
+
+    Attributes:
+        steps, returns, lengths: of each training episode, in the order they ended; `steps` counts all environments'.
+        log: one record an update or rollout, named as in the metrics table.
+        best: networks of the best 100 training episodes in a row, where the method keeps them.
+    """
+
+    networks: Networks
+    scaler: Scaler | None = None
+    steps: list[int] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    log: list[dict[str, float]] = field(default_factory=list)
+    best: Networks | None = None
+
+    def record(self, steps: Steps, numbers: dict[str, float]) -> None:
+        """Add the episodes that ended in a rollout, and its numbers."""
+        for taken, episode in steps.episodes:
+            self.steps.append(taken)
+            self.returns.append(episode.total)
+            self.lengths.append(episode.length)
+        self.log.append(numbers)
+
+
+def begin(environment: str, count: int, seed: int, hidden: Sequence[int], activation: str) -> tuple[VectorSteps, Networks]:
+    """The environments and fresh networks of one training, both functions of the seed."""
+    environments = make(environment, count, seed)
+    networks = build(
+        environments.single_observation_space, environments.single_action_space,
+        generator=generator(seed, "init"), hidden=tuple(hidden), activation=activation,
+    )  # fmt: skip
+    return environments, networks
+
+
+@torch.no_grad()
+def evaluate(trained: Trained, environment: str, episodes: int, *, seed: int, sample: bool = False, networks: Networks | None = None) -> list[float]:
+    """Undiscounted returns of whole episodes under the most likely actions, or under sampled ones.
+
+    Each episode has an environment of its own, so short ones are not counted more often than long ones.
+    """
+    player, scaler = networks or trained.networks, trained.scaler
+    envs = make(environment, episodes, stream(seed, "evaluation"))
+    low, high = (getattr(envs.single_action_space, k, None) for k in ("low", "high"))
+    noise = generator(seed, "evaluation actions")
+    found: dict[int, float] = {}
+    now = envs.reset()
+    while len(found) < episodes:
+        seen = torch.from_numpy(scaler.observations(now, learn=False) if scaler else now.astype(np.float32) if now.dtype == np.float64 else now)
+        action = (player.act(seen, player.actions.noise((episodes,), noise)) if sample else player.best(seen)).numpy()
+        step = envs.step(action if low is None else np.clip(action, low, high))
+        for episode in step.episodes:
+            found.setdefault(episode.environment, episode.total)
+        now = step.observation
+    envs.close()
+    return [found[i] for i in range(episodes)]

@@ -1,0 +1,130 @@
+"""REINFORCE and the actor-critic, on one page: the same loss, with a return or a critic's advantage for its weight.
+
+Sources: Williams 1992; Sutton and Barto, 2nd ed., sections 13.3 to 13.5; Mnih et al. 2016 (arXiv 1602.01783) for A2C.
+As is usual, the weight gamma^t of the exact gradient of the discounted start value is left out: late steps count like early ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from truing.config import Frozen, Positive, Rate, Share
+from truing.learn.update import Learner
+from truing.maths import policy, reduce
+from truing.maths.advantages import gae
+from truing.maths.returns import discounted_returns
+from truing.maths.value import squared_error
+from truing.methods.control import Trained, begin
+from truing.models.networks import Networks
+from truing.rollout.steps import Collector, Steps
+
+WINDOW = 100  # episodes whose mean return says how good a policy is
+
+
+class Reinforce(Frozen):
+    """Settings of REINFORCE: one update after every episode."""
+
+    environment: str = Field("CartPole-v1", description="a Gymnasium id; `module:id` imports the module first")
+    episodes: Positive = 1000
+    baseline: Literal["none", "mean", "learned"] = Field("mean", description="taken from each return: nothing, the episode's mean return, or a learned V(s)")
+    standardise: bool = Field(True, description="divide what is left of an episode's returns by its standard deviation")
+    reduction: Literal["sum", "mean"] = Field("mean", description="over an episode's steps: the exact gradient is the sum; the mean keeps long episodes from taking far larger steps than short ones")
+    discount: Share = 0.99
+    lr: Rate = 5e-3
+    value_weight: Annotated[float, Field(ge=0)] = Field(0.5, description="of the value loss, with the learned baseline")
+    grad_clip: Annotated[float, Field(gt=0)] = 1e9
+    hidden: tuple[Positive, ...] = (128,)
+    stop_at: float | None = Field(None, description="stop when the mean return of 100 episodes reaches this; null goes on to the last")
+
+
+def reinforce(config: Reinforce, seed: int) -> Trained:
+    """Train with whole-episode returns. ``best`` holds the networks of the best 100 episodes in a row."""
+    environments, networks = begin(config.environment, 1, seed, config.hidden, "relu")
+    collector = Collector(environments, networks, discount=config.discount, seed=seed)
+    learner = Learner(dict(networks.named_parameters()), lr=config.lr, total=config.episodes, grad_clip=config.grad_clip)
+    trained, best, kept = Trained(networks), -math.inf, networks
+    while len(trained.returns) < config.episodes:
+        steps = collector.collect(None)
+        trained.record(steps, learner.update([0], lambda _: 0, lambda _: episode_loss(networks, steps, config)))  # noqa: B023
+        recent = float(np.mean(trained.returns[-WINDOW:]))
+        if len(trained.returns) >= WINDOW and recent > best:
+            best, kept = recent, copy.deepcopy(networks)
+        if config.stop_at is not None and len(trained.returns) >= WINDOW and recent >= config.stop_at:
+            break
+    environments.close()
+    return replace(trained, best=kept)
+
+
+def episode_loss(networks: Networks, steps: Steps, config: Reinforce) -> Tensor:
+    """REINFORCE's loss of one episode: sum (or mean) over its steps of ``-(G_t - b_t) log pi(a_t|s_t)``, and the learned baseline's own error."""
+    now = networks.look(steps.observations[0], steps.actions[0])
+    loss = policy.reinforce(now.logp, episode_advantages(steps, config))
+    if config.baseline == "learned":
+        loss = loss + config.value_weight * squared_error(now.values, episode_returns(steps, config))
+    return loss.sum() if config.reduction == "sum" else loss.mean()
+
+
+def episode_returns(steps: Steps, config: Reinforce) -> Tensor:
+    """G_t of one episode, ``[T]``. A cut episode goes on with the learned baseline's value; without one its future counts nothing."""
+    after = steps.next_values if config.baseline == "learned" else torch.zeros_like(steps.next_values)
+    return discounted_returns(steps.rewards, after, steps.discount, steps.carry)[0]
+
+
+def episode_advantages(steps: Steps, config: Reinforce) -> Tensor:
+    """``G_t - b_t``, ``[T]``; divided by its standard deviation over the episode when that is asked for."""
+    left = episode_returns(steps, config)
+    if config.baseline == "mean":
+        left = left - left.mean()
+    elif config.baseline == "learned":
+        left = left - steps.values[0]
+    return left / left.std().clamp(min=1e-8) if config.standardise and len(left) > 1 else left
+
+
+class ActorCritic(Frozen):
+    """Settings of the synchronous advantage actor-critic (A2C): one update a rollout."""
+
+    environment: str = Field("CartPole-v1", description="a Gymnasium id; `module:id` imports the module first")
+    total_steps: Positive = Field(200_000, description="environment steps, all environments together")
+    environments: Positive = 8
+    length: Positive = Field(5, description="steps a rollout, in each environment")
+    lam: Share = Field(0.0, description="0: the TD error is the advantage; 1: all rewards of the rollout count")
+    discount: Share = 0.99
+    lr: Rate = 1e-3
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    value_weight: Annotated[float, Field(ge=0)] = 0.5
+    entropy: Annotated[float, Field(ge=0)] = 0.0
+    grad_clip: Annotated[float, Field(gt=0)] = 0.5
+    hidden: tuple[Positive, ...] = (64, 64)
+
+
+def actor_critic(config: ActorCritic, seed: int) -> Trained:
+    """Train policy and critic together, a rollout at a time; the critic stands in for all that follows the rollout."""
+    environments, networks = begin(config.environment, config.environments, seed, config.hidden, "tanh")
+    collector = Collector(environments, networks, discount=config.discount, seed=seed)
+    size = config.environments * config.length
+    rollouts = math.ceil(config.total_steps / size)
+    learner = Learner(dict(networks.named_parameters()), lr=config.lr, total=rollouts, schedule=config.schedule, grad_clip=config.grad_clip, eps=1e-5)
+    trained = Trained(networks)
+    for _ in range(rollouts):
+        steps = collector.collect(config.length)
+        advantages = gae(steps.rewards, steps.values, steps.next_values, steps.discount, steps.carry, config.lam)
+        updated = learner.update([0], lambda _: 0, lambda _: critic_loss(networks, steps, advantages, config))  # noqa: B023
+        trained.record(steps, updated)
+    environments.close()
+    return trained
+
+
+def critic_loss(networks: Networks, steps: Steps, advantages: Tensor, config: ActorCritic) -> Tensor:
+    """Mean over the rollout of ``-A log pi + value_weight * (V - target)^2 / 2 - entropy * H``."""
+    now = networks.look(steps.observations, steps.actions)
+    error = squared_error(now.values, advantages + steps.values)
+    loss = policy.reinforce(now.logp, advantages) + config.value_weight * error - config.entropy * now.entropy
+    return reduce.tokens(loss, torch.ones_like(loss), loss.numel())
