@@ -307,14 +307,15 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     for e in error.errors():
         loc = [str(p) for p in e["loc"] if p not in METHODS or str(p) != str(e["loc"][-1])]
         loc = [p for i, p in enumerate(loc) if i == 0 or p != loc[i - 1]]
-        where = ".".join(loc) or "recipe"
+        where = ".".join(loc)
         if e["type"] == "extra_forbidden":
             key = str(e["loc"][-1])
             lines.append(f"unknown key {where!r}{suggestion(key, _fields_at(model, e['loc'][:-1]))}")
         elif e["type"] == "missing":
             lines.append(f"{where} is missing; it has no default")
         else:
-            lines.append(f"{where}={e.get('input')!r}: {e['msg'].removeprefix('Value error, ')}")
+            # A rule about several options names them itself; a rule about one is told with its value.
+            lines.append((f"{where}={e.get('input')!r}: " if where else "") + e["msg"].removeprefix("Value error, "))
     return "; ".join(lines)
 
 
