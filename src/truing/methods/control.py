@@ -65,7 +65,7 @@ def evaluate(trained: Trained, environment: str, episodes: int, *, seed: int, sa
     found: dict[int, float] = {}
     now = envs.reset()
     while len(found) < episodes:
-        seen = torch.from_numpy(scaler.observations(now, learn=False) if scaler else now.astype(np.float32) if now.dtype == np.float64 else now)
+        seen = player.read(scaler.observations(now, learn=False) if scaler else now)
         action = (player.act(seen, player.actions.noise((episodes,), noise)) if sample else player.best(seen)).numpy()
         step = envs.step(action if low is None else np.clip(action, low, high))
         for episode in step.episodes:

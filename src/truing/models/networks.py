@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -114,6 +115,10 @@ class Networks(nn.Module):
         for_policy, for_value = hidden.unbind(0)
         outputs, values = torch.addmm(self.policy_bias, for_policy, self.policy), torch.addmm(self.value_bias, for_value, self.value)
         return outputs.view(*batch, -1), values.view(batch)
+
+    def read(self, observations: np.ndarray) -> Tensor:
+        """Observations of the environment as the networks take them."""
+        return torch.from_numpy(observations if self.states else observations.astype(np.float32, copy=False))
 
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions drawn with the noise (``actions.noise``)."""

@@ -95,4 +95,4 @@ class Collector:
     def _seen(self, observation: np.ndarray, *, learn: bool) -> Tensor:
         if self.scaler:
             observation = self.scaler.observations(observation, learn=learn)
-        return torch.from_numpy(observation if observation.dtype != np.float64 else observation.astype(np.float32))
+        return self.networks.read(observation)
