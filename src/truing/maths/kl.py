@@ -1,8 +1,16 @@
-"""Kullback-Leibler divergence between a policy and its reference, estimated from the policy's own samples.
+"""Kullback-Leibler divergence between a policy and its reference, estimated from the policy's own samples. All in nats.
 
-Which gradient is right: k1 *in the reward* (detached) and k2 *as a loss* both give the gradient of KL(pi || ref). k1 as
-a loss has expected gradient 0, and k3 as a loss gives the gradient of the other direction, KL(ref || pi).
-Source: Schulman 2020, "Approximating KL divergence"; Liu et al. 2025 (arXiv 2510.01555).
+Which gradient is right, for samples of the current policy pi:
+
+* in the reward (detached): **k1** gives the gradient of KL(pi || ref).
+* in the loss: **k2** gives the gradient of KL(pi || ref). k1 has expected gradient 0: it adds noise and nothing else. k3 gives
+  the gradient of the other direction, KL(ref || pi).
+
+For samples of an older policy, multiply by ``policy.ratio(logp, logp_old)`` and keep its gradient: the mean of
+``ratio * k1`` or ``ratio * k3`` is then KL(pi || ref) itself whatever pi has become, so value and gradient are both right, at
+the first update too, where the ratio is 1. k2 wants the ratio detached.
+
+Source: Schulman 2020, "Approximating KL divergence"; Liu et al. 2025 (arXiv 2510.01555). Shapes must agree, else ValueError.
 """
 
 from __future__ import annotations
@@ -10,44 +18,57 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from truing.maths import check
+
+LOG_RATIO_LIMIT = 20.0  # as in `policy`: exp(20) = 4.9e8 nats is far away whatever its value
 
 
 def k1(logp: Tensor, logp_ref: Tensor) -> Tensor:
-    """``log pi - log ref``: unbiased, high variance, may be negative on a sample.
+    """``log pi - log ref``: unbiased, high variance, may be negative on a sample. Right in the reward.
 
-    >>> import torch
     >>> k1(torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -1.0]))
     tensor([ 0.5000, -1.0000])
     """
+    check.same_shape("k1", logp=logp, logp_ref=logp_ref)
     return logp - logp_ref
 
 
 def k2(logp: Tensor, logp_ref: Tensor) -> Tensor:
-    """``(log pi - log ref)^2 / 2``: biased in value, right in gradient as a loss.
+    """``(log pi - log ref)^2 / 2``: biased in value. Right in the loss.
 
-    >>> import torch
     >>> k2(torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -1.0]))
     tensor([0.1250, 0.5000])
     """
+    check.same_shape("k2", logp=logp, logp_ref=logp_ref)
     return 0.5 * (logp - logp_ref).square()
 
 
 def k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
-    """``ref/pi - 1 - log(ref/pi)``: unbiased, low variance, never negative.
+    """``ref/pi - 1 - log(ref/pi)``: unbiased, low variance, never negative. Right as a measurement; the log-ratio is limited to +-20.
 
-    >>> import torch
     >>> k3(torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -1.0]))  # exp(-.5) - 1 + .5 and exp(1) - 1 - 1
     tensor([0.1065, 0.7183])
     """
-    log_ref_over_pi = (logp_ref - logp).clamp(-20.0, 20.0)
+    check.same_shape("k3", logp=logp, logp_ref=logp_ref)
+    log_ref_over_pi = (logp_ref - logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return log_ref_over_pi.exp() - 1 - log_ref_over_pi
 
 
 def exact(logits: Tensor, logits_ref: Tensor) -> Tensor:
-    """KL(pi || ref) of two categorical distributions given as logits ``[..., V]``; the result is ``[...]``, in nats."""
+    """``sum_v pi_v (log pi_v - log ref_v)``: KL(pi || ref) of two categorical distributions given as logits ``[..., V]``; the result is ``[...]``.
+
+    A choice that pi excludes (logit -inf) adds 0; one that only ref excludes makes it infinite.
+
+    >>> exact(torch.tensor([0.0, float("-inf")]), torch.tensor([0.0, 0.0]))  # certain against a coin: log 2
+    tensor(0.6931)
+    """
+    check.same_shape("exact", logits=logits, logits_ref=logits_ref)
     logp, logp_ref = logits.log_softmax(-1), logits_ref.log_softmax(-1)
-    return (logp.exp() * (logp - logp_ref)).sum(-1)
+    p = logp.exp()
+    return (p * torch.where(p > 0, logp - logp_ref, 0.0)).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,7 @@ class AdaptiveCoefficient:
     """The proportional controller that steers KL per *sequence* to a target.
 
     ``error = clip(kl / target - 1, -0.2, 0.2); coef <- coef * (1 + error * n / horizon)``, n sequences at a time.
+    Raises ValueError for a coefficient that is negative, or a target or horizon that is not positive.
     Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2.
 
     >>> round(AdaptiveCoefficient(0.15, target=6.0, horizon=10_000).after(kl=12.0, sequences=256).coef, 6)  # 0.15 * (1 + 0.2 * 0.0256)
@@ -65,12 +87,17 @@ class AdaptiveCoefficient:
     target: float | None
     horizon: int = 10_000
 
+    def __post_init__(self) -> None:
+        if not (self.coef >= 0 and (self.target is None or self.target > 0) and self.horizon > 0):
+            raise ValueError(f"AdaptiveCoefficient: coef={self.coef} cannot be negative; target={self.target} (nats a sequence, or None) and horizon={self.horizon} must be positive")
+
     def after(self, kl: float, sequences: int) -> AdaptiveCoefficient:
         """The controller after `sequences` sequences with a mean of `kl` nats each; unchanged when target is None."""
         if self.target is None:
             return self
         if not math.isfinite(kl):
             raise ValueError(f"AdaptiveCoefficient: kl={kl} is not finite; the controller cannot steer by it")
+        if not 0 < 0.2 * sequences < self.horizon:
+            raise ValueError(f"AdaptiveCoefficient: {sequences} sequences at once against horizon={self.horizon}; the coefficient stays positive below 5 horizons, so raise horizon")
         error = max(-0.2, min(0.2, kl / self.target - 1.0))
         return AdaptiveCoefficient(self.coef * (1.0 + error * sequences / self.horizon), self.target, self.horizon)
-

@@ -1,12 +1,13 @@
-"""Log-probability and entropy of chosen tokens straight from hidden states, without keeping ``[N, V]`` for backward.
+"""Log-probability and entropy of chosen tokens, from hidden states or from logits, without keeping ``[N, V]`` for backward.
 
-The language-model head is the largest product of a small model. Rows go through in chunks; the gradient with respect to
-the hidden state, ``d logp / d h = (W[target] - sum_v p_v W_v) / temperature``, is made while a chunk's probabilities are
-at hand, so a frozen head is multiplied twice a token in all and nothing of size V outlives its chunk.
+The language-model head is the largest product of a small model. Rows go through in chunks. From hidden states, the gradient
+``d logp / d h = (W[target] - sum_v p_v W_v) / temperature`` is made while a chunk's probabilities are at hand, so a frozen head is
+multiplied twice a token in all and nothing of size V outlives its chunk. From logits, the probabilities are made again in backward.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -22,16 +23,76 @@ class TokenLikelihood(NamedTuple):
     entropy: Tensor
 
 
+def token_likelihood(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, temperature: float = 1.0, entropy_gradient: bool = False, chunk: int = CHUNK
+) -> TokenLikelihood:
+    """``log softmax((W h + b) / temperature)[target]`` and the entropy of that distribution, for every row.
+
+    Args:
+        hidden: ``[N, D]`` final hidden states of the positions *before* the tokens.
+        weight: ``[V, D]`` head; ``bias`` ``[V]`` or None.
+        targets: ``[N]`` token ids.
+        temperature: the sampling temperature; the policy that sampled at T is softmax(logits / T).
+        entropy_gradient: True when the entropy is part of the loss (one more product a token). Otherwise it has no gradient.
+        chunk: rows at once; changes memory, never the result.
+
+    Raises ValueError for a temperature or chunk that is not positive, shapes that do not fit, or a target outside the vocabulary.
+
+    >>> head = torch.tensor([[0.0], [1.0]])
+    >>> token_likelihood(torch.zeros(1, 1), head, torch.tensor([1])).logp  # two equal logits: log 1/2
+    tensor([-0.6931])
+    """
+    _settings("token_likelihood", temperature, chunk)
+    if hidden.ndim != 2 or weight.shape != (len(weight), hidden.shape[-1]) or (bias is not None and bias.shape != weight.shape[:1]):
+        raise ValueError(f"token_likelihood: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, bias {bias if bias is None else tuple(bias.shape)}; they are [N, D], [V, D] and [V]")
+    _choices("token_likelihood", targets, hidden.shape[:1], len(weight))
+    return TokenLikelihood(*_Head.apply(hidden, weight, bias, targets, temperature, entropy_gradient, chunk))  # type: ignore[no-untyped-call]
+
+
+def from_logits(logits: Tensor, targets: Tensor, *, temperature: float = 1.0, entropy_gradient: bool = False, chunk: int = CHUNK) -> TokenLikelihood:
+    """``log softmax(logits / temperature)[target]`` and the entropy of that distribution, for every row, in float32 or finer.
+
+    Args:
+        logits: ``[..., V]``; -inf excludes a choice (top-k, an invalid action) and gets no gradient.
+        targets: ``[...]`` token ids, or indices of actions; the results have this shape.
+        temperature, entropy_gradient, chunk: as in `token_likelihood`.
+
+    Only the logits themselves are kept for backward. Raises ValueError as `token_likelihood` does.
+
+    >>> logits = torch.tensor([[0.0, 0.0], [0.0, float("-inf")]])
+    >>> from_logits(logits, torch.tensor([1, 0])).logp  # a coin, and a certainty
+    tensor([-0.6931,  0.0000])
+    """
+    _settings("from_logits", temperature, chunk)
+    if logits.ndim == 0:
+        raise ValueError("from_logits: logits is a single number; it is [..., V]")
+    _choices("from_logits", targets, logits.shape[:-1], logits.shape[-1])
+    rows = logits.reshape(-1, logits.shape[-1])
+    logp, entropy = _Logits.apply(rows, targets.reshape(-1), temperature, entropy_gradient, chunk)  # type: ignore[no-untyped-call]
+    return TokenLikelihood(logp.reshape(targets.shape), entropy.reshape(targets.shape))
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """``-sum_v p_v log p_v`` of categorical distributions given as logits ``[..., V]``, in nats; the result is ``[...]``, with gradient.
+
+    A logit of -inf excludes a choice: it adds 0 and gets no gradient.
+
+    >>> entropy(torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, float("-inf"), float("-inf")]]))  # log 4, log 2
+    tensor([1.3863, 0.6931])
+    """
+    log_probs = logits.log_softmax(-1)
+    probs = log_probs.exp()
+    return -(probs * torch.where(probs > 0, log_probs, 0.0)).sum(-1)
+
+
 class _Head(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, with_entropy_gradient: bool, chunk: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, with_entropy: bool, chunk: int) -> tuple[Tensor, Tensor]:  # fmt: skip
         n = len(hidden)
         logp, entropy = hidden.new_empty(n), hidden.new_empty(n)
-        wants_hidden = hidden.requires_grad
-        d_logp = torch.empty_like(hidden) if wants_hidden else None
-        d_entropy = torch.empty_like(hidden) if wants_hidden and with_entropy_gradient else None
-        for i in range(0, n, chunk):
-            rows = slice(i, i + chunk)
+        d_logp = torch.empty_like(hidden) if hidden.requires_grad else None
+        d_entropy = torch.empty_like(hidden) if hidden.requires_grad and with_entropy else None
+        for rows in _chunks(n, chunk):
             log_probs = _log_probs(hidden[rows], weight, bias, temperature)
             logp[rows] = log_probs.gather(-1, targets[rows, None]).squeeze(-1)
             probs = log_probs.exp()
@@ -41,16 +102,15 @@ class _Head(torch.autograd.Function):
             if d_entropy is not None:  # dH/dlogit_v = -p_v (log p_v + H)
                 d_entropy[rows] = -(probs * (log_probs + entropy[rows, None])) @ weight / temperature
         ctx.save_for_backward(hidden, weight, bias, targets, d_logp, d_entropy)
-        ctx.settings = (temperature, with_entropy_gradient, chunk)
-        if not with_entropy_gradient:
+        ctx.settings = (temperature, with_entropy, chunk)
+        if not with_entropy:
             ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g_logp: Tensor, g_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, d_logp, d_entropy = ctx.saved_tensors
         temperature, with_entropy, chunk = ctx.settings
-        g_logp, g_entropy = grads
         g_hidden = None
         if d_logp is not None:
             g_hidden = g_logp[:, None] * d_logp
@@ -60,20 +120,51 @@ class _Head(torch.autograd.Function):
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:  # a trained head: make the chunk's probabilities again
             g_weight = torch.zeros_like(weight)
             g_bias = torch.zeros_like(bias) if bias is not None else None
-            for i in range(0, len(hidden), chunk):
-                rows = slice(i, i + chunk)
+            for rows in _chunks(len(hidden), chunk):
                 log_probs = _log_probs(hidden[rows], weight, bias, temperature)
-                probs = log_probs.exp()
-                g = -g_logp[rows, None] * probs
-                g.scatter_add_(-1, targets[rows, None], g_logp[rows, None])
-                if with_entropy:
-                    entropy = -(probs * log_probs).sum(-1, keepdim=True)
-                    g -= g_entropy[rows, None] * probs * (log_probs + entropy)
-                g /= temperature
+                g = _logit_gradient(log_probs, targets[rows], g_logp[rows], g_entropy[rows] if with_entropy else None) / temperature
                 g_weight += g.t() @ hidden[rows]
                 if g_bias is not None:
                     g_bias += g.sum(0)
         return g_hidden, g_weight, g_bias, None, None, None, None
+
+
+class _Logits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float, with_entropy: bool, chunk: int) -> tuple[Tensor, Tensor]:
+        n, dtype = len(logits), torch.promote_types(logits.dtype, torch.float32)
+        logp, entropy = logits.new_empty(n, dtype=dtype), logits.new_empty(n, dtype=dtype)
+        for rows in _chunks(n, chunk):
+            log_probs = (logits[rows].to(dtype) / temperature).log_softmax(-1)
+            logp[rows] = log_probs.gather(-1, targets[rows, None]).squeeze(-1)
+            probs = log_probs.exp()
+            entropy[rows] = -(probs * _finite(log_probs)).sum(-1)
+        ctx.save_for_backward(logits, targets)
+        ctx.settings = (dtype, temperature, with_entropy, chunk)
+        if not with_entropy:
+            ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, g_logp: Tensor, g_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        logits, targets = ctx.saved_tensors
+        dtype, temperature, with_entropy, chunk = ctx.settings
+        gradient = torch.empty_like(logits)
+        for rows in _chunks(len(logits), chunk):
+            log_probs = _finite((logits[rows].to(dtype) / temperature).log_softmax(-1))
+            gradient[rows] = (_logit_gradient(log_probs, targets[rows], g_logp[rows], g_entropy[rows] if with_entropy else None) / temperature).to(logits.dtype)
+        return gradient, None, None, None, None
+
+
+def _logit_gradient(log_probs: Tensor, targets: Tensor, g_logp: Tensor, g_entropy: Tensor | None) -> Tensor:
+    """dlogp/dlogit_v = [v = target] - p_v and dH/dlogit_v = -p_v (log p_v + H), weighted and summed: ``[n, V]``."""
+    probs = log_probs.exp()
+    gradient = -g_logp[:, None] * probs
+    gradient.scatter_add_(-1, targets[:, None], g_logp[:, None])
+    if g_entropy is not None:
+        entropy = -(probs * log_probs).sum(-1, keepdim=True)
+        gradient -= g_entropy[:, None] * probs * (log_probs + entropy)
+    return gradient
 
 
 def _log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
@@ -83,24 +174,23 @@ def _log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature:
     return logits.log_softmax(-1)
 
 
-def token_likelihood(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, temperature: float = 1.0, entropy_gradient: bool = False, chunk: int = CHUNK
-) -> TokenLikelihood:
-    """``log softmax(W h / temperature)[target]`` and the entropy of that distribution, for every row.
+def _finite(log_probs: Tensor) -> Tensor:
+    return log_probs.clamp_(min=torch.finfo(log_probs.dtype).min)  # log 0: times p = 0 it must give 0, not NaN
 
-    Args:
-        hidden: ``[N, D]`` final hidden states of the positions *before* the tokens.
-        weight: ``[V, D]`` head; ``bias`` ``[V]`` or None.
-        targets: ``[N]`` token ids.
-        temperature: the sampling temperature; the policy that sampled at T is softmax(logits / T).
-        entropy_gradient: True when the entropy is part of the loss (one more product a token).
-        chunk: rows at once; changes memory, never the result.
 
-    Raises ValueError for a temperature that is not positive or a target outside the vocabulary.
-    """
-    if temperature <= 0:
-        raise ValueError(f"token_likelihood: temperature={temperature} must be positive")
-    if len(targets) and (int(targets.min()) < 0 or int(targets.max()) >= len(weight)):
-        raise ValueError(f"token_likelihood: token ids span {int(targets.min())}..{int(targets.max())}, the head has {len(weight)} rows")
-    logp, entropy = _Head.apply(hidden, weight, bias, targets, temperature, entropy_gradient, chunk)  # type: ignore[no-untyped-call]
-    return TokenLikelihood(logp, entropy)
+def _chunks(n: int, chunk: int) -> list[slice]:
+    return [slice(i, i + chunk) for i in range(0, n, chunk)]
+
+
+def _settings(caller: str, temperature: float, chunk: int) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"{caller}: temperature={temperature} must be positive")
+    if chunk < 1:
+        raise ValueError(f"{caller}: chunk={chunk} must be 1 or more")
+
+
+def _choices(caller: str, targets: Tensor, shape: torch.Size, size: int) -> None:
+    if targets.shape != shape:
+        raise ValueError(f"{caller}: targets {tuple(targets.shape)} must be {tuple(shape)}, one a row")
+    if targets.numel() and (int(targets.min()) < 0 or int(targets.max()) >= size):
+        raise ValueError(f"{caller}: token ids span {int(targets.min())}..{int(targets.max())}, outside the {size} choices 0..{size - 1}")
