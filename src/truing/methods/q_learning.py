@@ -82,7 +82,7 @@ def learn(
         rule: whose value follows: ``q_learning`` the best action's, ``sarsa`` the next action's, ``expected_sarsa`` the policy's mean.
         alpha: step size in (0, 1].
         decay: the n-th visit of a pair steps by ``alpha / n**decay``. 0 keeps alpha, which never settles where chance acts; in
-            (1/2, 1] the values converge (Even-Dar and Mansour 2003), fastest near 0.8 with alpha 1.
+            (1/2, 1] the values converge (Even-Dar and Mansour 2003), for example 0.7 with alpha 1.
         discount: gamma in [0, 1].
         epsilon: explore epsilon-greedily, over all actions. 0.1 when neither this nor temperature is given.
         temperature: explore by the softmax of ``q / temperature`` instead.
@@ -117,7 +117,9 @@ def learn(
                 next_action = draw(explore(q[next_state]), uniform())
                 error = sarsa_error(q, state, action, reward, next_state, next_action, carry)
             if not math.isfinite(error):
-                raise NonFiniteError(f"episode {episode}, step {step}: the reward is {reward} and the error {error}; mend the environment, or lower alpha={alpha}")
+                raise NonFiniteError(
+                    f"episode {episode}, step {step}: the reward is {reward} and the error {error}; mend the environment, or lower alpha={alpha}"
+                )
             visits[state, action] += 1
             q[state, action] += (alpha / visits[state, action] ** decay if decay else alpha) * error
             if rule != "sarsa":
