@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from truing.cli import chat, data, env, look, run, show, stages
+from truing.cli import chat, data, env, lab, look, run, show, stages
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -34,11 +34,12 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
     pass
 
 
-TRAIN, LOOK, CHECK = "Train", "Look at a run", "Check and describe"
+TRAIN, LEARN, LOOK, CHECK = "Train", "Learn", "Look at a run", "Check and describe"
 app.command("demo", rich_help_panel=TRAIN)(run.demo)
 app.command("run", rich_help_panel=TRAIN)(run.run)
 for method in ("sft", "reward", "ppo"):
     app.command(method, rich_help_panel=TRAIN)(stages.command(method))
+app.command("lab", cls=lab.LabCommand, rich_help_panel=LEARN)(lab.lab)
 app.command("report", rich_help_panel=LOOK)(look.report)
 app.command("doctor", rich_help_panel=LOOK)(look.doctor)
 app.command("eval", rich_help_panel=LOOK)(stages.evaluate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,13 @@ def canvas(rows: int = 1, columns: int = 1, *, width: float = 9.0, height: float
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=13)
         yield figure, axes
+
+
+def png(figure: Figure, dpi: int = 160) -> bytes:
+    """The figure as a PNG file's bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
 
 
 def band(axes: Axes, x: ArrayLike, runs: ArrayLike, label: str, colour: str, *, centre: str = "mean") -> None:

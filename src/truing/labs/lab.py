@@ -1,13 +1,14 @@
 """What a lab is, and how its findings are kept.
 
 A lab is a module of this room. It has ``Options`` (what ``--set`` may change), ``SEEDS`` (how many seeds it runs by
-default), ``expectation(options)`` (what should be seen, stated before anything runs) and ``run(options, seeds)``.
+default; 0 where nothing is drawn at random), ``expectation(options)`` (what should be seen, stated before anything
+runs) and ``run(options, seeds)``.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -52,7 +53,12 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[Cell, ...]]
+    rows: Sequence[tuple[Cell, ...]]
+
+    def __post_init__(self) -> None:
+        bad = [row for row in self.rows if len(row) != len(self.columns)]
+        if bad:
+            raise ValueError(f"table {self.title!r}: {len(self.columns)} columns {self.columns}, but a row of {len(bad[0])}: {bad[0]}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,24 @@ class Findings:
     @property
     def held(self) -> bool:
         return all(check.held for check in self.checks)
+
+    def document(self) -> dict[str, Any]:
+        """Everything but the figures' pixels, for JSON; an interval is ``{"mean": ..., "low": ..., "high": ...}``."""
+        return {
+            "tables": [{"title": t.title, "columns": list(t.columns), "rows": [[_open(cell) for cell in row] for row in t.rows]} for t in self.tables],
+            "checks": [{"claim": c.claim, "measured": c.measured, "held": bool(c.held)} for c in self.checks],
+            "held": bool(self.held),
+            "values": _open(self.values),
+        }
+
+
+def _open(value: Any) -> Any:
+    """Intervals by name, so that a reader of JSON need not know their order."""
+    if isinstance(value, Interval):
+        return value._asdict()
+    if isinstance(value, Mapping):
+        return {key: _open(v) for key, v in value.items()}
+    return [_open(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 class Lab(Protocol):
@@ -83,5 +107,5 @@ class Lab(Protocol):
 def find(name: str) -> Lab:
     """The module of a lab. Raises ConfigError for an unknown name."""
     if name not in LABS:
-        raise ConfigError(f"no lab is called {name!r}{suggestion(name, LABS)}; `truing lab list` names them all")
+        raise ConfigError(f"no lab is called {name!r}{suggestion(name, LABS)} (`truing lab list` says what each shows)")
     return cast(Lab, importlib.import_module(f"truing.labs.{name}"))
