@@ -15,12 +15,13 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST   := $(TEST_ENV) $(BIN)/python -m pytest
 PARALLEL := -n logical --maxprocesses 8 --dist loadfile
 
-.PHONY: help install demo test test-all check bench clean
+.PHONY: help install demo test test-all check mutate bench clean
 
 help:
 	@echo "make demo      align a real 135M model with PPO and report whether it worked (ARGS='--quick' for a tiny one)"
 	@echo "make test      the fast tests         make test-all  the slow ones too"
 	@echo "make check     lint, types, house rules"
+	@echo "make mutate    break the mathematics in every small way; a test must fail each time (ARGS='kl planning' for some files)"
 	@echo "make bench     decoding beside transformers' generate, as JSON"
 	@echo "make clean     remove .venv and build products; runs/ stays"
 
@@ -47,6 +48,9 @@ check: $(STAMP)
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 	$(PYTEST) -n logical tests/test_house_*.py
+
+mutate: $(STAMP)
+	$(TEST_ENV) $(BIN)/python tests/mutate.py $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/decode.py $(ARGS)

@@ -69,15 +69,15 @@ class Learner:
         Raises NonFiniteError after `MAX_SKIPS` skipped updates in a row.
         """
         value = self._accumulate(items, tokens, loss, again)
-        total_norm = torch.nn.utils.get_total_norm([p.grad for p in self.params.values() if p.grad is not None])
-        norm = float(total_norm)
+        grads = [p.grad for p in self.params.values() if p.grad is not None]
+        norm = float(torch.stack(torch._foreach_norm(grads)).norm())
         finite = math.isfinite(norm) and math.isfinite(value)
         factor = self.factor(self.updates)
         if finite:
             for group, base in zip(self.adam.param_groups, self.base_lrs, strict=True):
                 group["lr"] = base * factor
             if norm > self.grad_clip:
-                torch.nn.utils.clip_grads_with_norm_(self.params.values(), self.grad_clip, total_norm)
+                torch._foreach_mul_(grads, self.grad_clip / norm)
             self.adam.step()
             self.skipped_in_a_row = 0
         else:
@@ -86,12 +86,12 @@ class Learner:
             if self.skipped_in_a_row >= MAX_SKIPS:
                 raise NonFiniteError(f"{MAX_SKIPS} updates in a row had a non-finite loss or gradient (loss {value}, norm {norm}); lower lr or look at the last samples")
         self.updates += 1
-        self.adam.zero_grad(set_to_none=True)
+        self._forget_gradients()
         return {"loss": value, "grad/norm": norm, "lr": self.lr * factor, "update/skipped": float(not finite)}
 
     def _accumulate(self, items: Sequence[int], tokens: Callable[[list[int]], int], loss: Callable[[list[int]], Tensor], again: Callable[[], None]) -> float:
         while True:
-            self.adam.zero_grad(set_to_none=True)
+            self._forget_gradients()
             try:
                 total = 0.0
                 for part in parts(items, tokens, self.micro_tokens):
@@ -105,6 +105,10 @@ class Learner:
                     raise
                 self.micro_tokens = max(least, self.micro_tokens // 2)
                 again()
+
+    def _forget_gradients(self) -> None:
+        for p in self.params.values():
+            p.grad = None
 
     # -- state -----------------------------------------------------------------------------------------------------
     def tensors(self) -> dict[str, dict[str, Tensor]]:

@@ -34,7 +34,8 @@ class Reinforce(Frozen):
 
     environment: str = Field("CartPole-v1", description="a Gymnasium id; `module:id` imports the module first")
     episodes: Positive = 1000
-    baseline: Literal["none", "mean", "learned"] = Field("mean", description="taken from each return: nothing, the episode's mean return, or a learned V(s)")
+    total_steps: Positive | None = Field(None, description="stop after the episode in which so many environment steps are reached; null goes by episodes alone")
+    baseline: Literal["none", "mean", "learned"] = Field("mean", description="taken from each return: nothing, the episode's own mean return (nothing is left of an episode of one step), or a learned V(s)")
     standardise: bool = Field(True, description="divide what is left of an episode's returns by its standard deviation")
     reduction: Literal["sum", "mean"] = Field("mean", description="over an episode's steps: the exact gradient is the sum; the mean keeps long episodes from taking far larger steps than short ones")
     discount: Share = 0.99
@@ -51,7 +52,7 @@ def reinforce(config: Reinforce, seed: int) -> Trained:
     collector = Collector(environments, networks, discount=config.discount, seed=seed)
     learner = Learner(dict(networks.named_parameters()), lr=config.lr, total=config.episodes, grad_clip=config.grad_clip)
     trained, best, kept = Trained(networks), -math.inf, networks
-    while len(trained.returns) < config.episodes:
+    while len(trained.returns) < config.episodes and (config.total_steps is None or collector.taken < config.total_steps):
         steps = collector.collect(None)
         trained.record(steps, learner.update([0], lambda _: 0, lambda _: episode_loss(networks, steps, config)))  # noqa: B023
         recent = float(np.mean(trained.returns[-WINDOW:]))
@@ -89,16 +90,20 @@ def episode_advantages(steps: Steps, config: Reinforce) -> Tensor:
 
 
 class ActorCritic(Frozen):
-    """Settings of the synchronous advantage actor-critic (A2C): one update a rollout."""
+    """Settings of the synchronous advantage actor-critic (A2C): one update a rollout.
+
+    The defaults were chosen on CartPole-v1, on seeds 100 to 103, of some thirty settings: lam = 0, the TD error alone, and rates much
+    above or below 0.01 train less reliably there, and so does whitening the advantages of a rollout.
+    """
 
     environment: str = Field("CartPole-v1", description="a Gymnasium id; `module:id` imports the module first")
-    total_steps: Positive = Field(200_000, description="environment steps, all environments together")
-    environments: Positive = 8
-    length: Positive = Field(5, description="steps a rollout, in each environment")
-    lam: Share = Field(0.0, description="0: the TD error is the advantage; 1: all rewards of the rollout count")
-    discount: Share = 0.99
-    lr: Rate = 1e-3
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    total_steps: Positive = Field(100_000, description="environment steps, all environments together")
+    environments: Positive = 4
+    length: Positive = Field(32, description="steps a rollout, in each environment")
+    lam: Share = Field(0.9, description="0: the TD error is the advantage; 1: all rewards of the rollout count")
+    discount: Share = 0.98
+    lr: Rate = 1e-2
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
     value_weight: Annotated[float, Field(ge=0)] = 0.5
     entropy: Annotated[float, Field(ge=0)] = 0.0
     grad_clip: Annotated[float, Field(gt=0)] = 0.5
@@ -127,4 +132,4 @@ def critic_loss(networks: Networks, steps: Steps, advantages: Tensor, config: Ac
     now = networks.look(steps.observations, steps.actions)
     error = squared_error(now.values, advantages + steps.values)
     loss = policy.reinforce(now.logp, advantages) + config.value_weight * error - config.entropy * now.entropy
-    return reduce.tokens(loss, torch.ones_like(loss), loss.numel())
+    return reduce.pairs(loss, loss.numel())

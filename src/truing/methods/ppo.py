@@ -68,10 +68,11 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
             plan = [list(minibatches(len(batch), config.minibatches, seed, step, epoch)) for epoch in range(config.epochs)]
             experience = look(batch, roles, config, plan[0], control.coef, scores, learner.micro_tokens)
             clock.lap("reference")
-            updated = [learn(learner, roles, batch, experience, rows, config) for epoch in plan for rows in epoch]
+            seen = Seen()
+            updated = [learn(learner, roles, batch, experience, rows, config, seen) for epoch in plan for rows in epoch]
             clock.lap("update")
 
-            values = record(batch, scores, monitored, experience, updated, control.coef, config)
+            values = record(batch, scores, monitored, experience, summary(seen, updated, config.clip), control.coef, config)
             state["kl_coef"] = control.after(values["kl/sequence"], len(batch)).coef
             run.log("metrics", step, values)
             run.log("timing", step, clock.phases(rollout))
@@ -179,11 +180,11 @@ def policy_likelihood(role: Role, batch: Batch, pack: Pack, rows: Sequence[int],
 
 
 # -- loss and update -----------------------------------------------------------------------------------------------------
-def learn(learner: Learner, roles: Roles, batch: Batch, experience: Experience, rows: list[int], config: PPO) -> dict[str, float]:
+def learn(learner: Learner, roles: Roles, batch: Batch, experience: Experience, rows: list[int], config: PPO, seen: Seen) -> dict[str, float]:
     """One optimiser step on one minibatch."""
     trained = batch.rollout.trained_BT
     total = int(trained[rows].sum())
-    seen = Seen()
+    seen.begin()
 
     def loss(part: list[int]) -> Tensor:
         pack = batch.texts.pack.select(part)
@@ -191,12 +192,12 @@ def learn(learner: Learner, roles: Roles, batch: Batch, experience: Experience, 
         values = roles.value.values(pack, batch.positions(pack, part))
         return objective(Present(now.logp, now.entropy, values), experience.past[part][trained[part]], total, config, seen)
 
-    return {**learner.update(rows, batch.tokens, loss, again=seen.clear), **seen.numbers()}
+    return learner.update(rows, batch.tokens, loss, again=seen.again)
 
 
 # -- record --------------------------------------------------------------------------------------------------------------
 def record(
-    batch: Batch, scores: Sequence[Score], monitored: dict[str, list[float]], experience: Experience, updated: list[dict[str, float]], coef: float, config: PPO
+    batch: Batch, scores: Sequence[Score], monitored: dict[str, list[float]], experience: Experience, updates: dict[str, float], coef: float, config: PPO
 ) -> dict[str, float]:
     """The step's metrics; `observe/metrics.py` defines each."""
     trained, count, past = batch.rollout.trained_BT, int(batch.rollout.trained_BT.sum()), experience.past
@@ -209,7 +210,7 @@ def record(
         "kl/k3_sequence": float(kl.k3(past.logp, experience.logp_ref).sum()) / len(batch),
         "kl/token": float(kl.k1(past.logp, experience.logp_ref).sum()) / count,
         "kl/coef": coef,
-        **summary(updated),
+        **updates,
         "policy/entropy": float(experience.entropy.sum()) / count,
         "value/explained_variance": stats.explained_variance(past.values[trained].numpy(), past.targets[trained].numpy()),
         "advantage/std": float((past.targets - past.values)[trained].std()),

@@ -20,7 +20,7 @@ from truing.methods.control import Trained, begin
 from truing.methods.ppo_update import Bounds, Past, Present, Seen, estimate, minibatches, objective, summary
 from truing.models.networks import Networks
 from truing.rollout.scaling import Scaler
-from truing.rollout.steps import Collector, Steps
+from truing.rollout.steps import Collector
 
 
 class PPOControl(Frozen):
@@ -72,10 +72,11 @@ def ppo(config: PPOControl, seed: int) -> Trained:
         clip = config.clip * (1 - rollout / rollouts if config.clip_to_zero else 1.0)
         bounds = SimpleNamespace(clip=clip, value_clip=config.value_clip, value_weight=config.value_weight, entropy=config.entropy)
         plan = [rows for epoch in range(config.epochs) for rows in minibatches(size, config.minibatches, seed, rollout, epoch)]
-        updates = [learn(learner, networks, steps, past, rows, bounds) for rows in plan]
+        seen, taken = Seen(), (steps.flat("observations"), steps.flat("actions"))
+        updates = [learn(learner, networks, taken, past, rows, bounds, seen) for rows in plan]
         trained.record(
             steps, {
-                **summary(updates),
+                **summary(seen, updates, clip),
                 "policy/entropy": float(steps.entropy.mean()),
                 "value/explained_variance": stats.explained_variance(steps.values.numpy(), made.targets.numpy()),
                 "advantage/std": float((made.targets - steps.values).std()),
@@ -85,13 +86,14 @@ def ppo(config: PPOControl, seed: int) -> Trained:
     return trained
 
 
-def learn(learner: Learner, networks: Networks, steps: Steps, past: Past, rows: list[int], bounds: Bounds) -> dict[str, float]:
-    """One optimiser step on one minibatch."""
-    seen = Seen()
+def learn(learner: Learner, networks: Networks, taken: tuple[Tensor, Tensor], past: Past, rows: list[int], bounds: Bounds, seen: Seen) -> dict[str, float]:
+    """One optimiser step on one minibatch of the observations and actions taken."""
+    observations, actions = taken
+    seen.begin()
 
     def loss(part: list[int]) -> Tensor:
-        index = torch.tensor(part)
-        now = networks.look(steps.flat("observations")[index], steps.flat("actions")[index])
+        index = slice(None) if len(part) == len(actions) else torch.tensor(part)
+        now = networks.look(observations[index], actions[index], entropy=bounds.entropy > 0)
         return objective(Present(*now), past[index], len(rows), bounds, seen)
 
-    return learner.update(rows, len, loss, again=seen.clear) | seen.numbers()
+    return learner.update(rows, len, loss, again=seen.again)

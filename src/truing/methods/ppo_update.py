@@ -61,7 +61,7 @@ class Past:
     advantages: Tensor
     targets: Tensor
 
-    def __getitem__(self, index: Tensor | list[int]) -> Past:
+    def __getitem__(self, index: Tensor | list[int] | slice) -> Past:
         return Past(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
@@ -74,63 +74,77 @@ class Present(NamedTuple):
 
 
 def minibatches(n: int, count: int, seed: int, step: int, epoch: int) -> Iterator[list[int]]:
-    """Every one of n rows exactly once, shuffled, in ``count`` parts of nearly equal size (Huang et al. 2022, detail 6)."""
-    order = permutation(n, seed, "ppo-minibatches", step, epoch)
+    """Every one of n rows exactly once, shuffled, in ``count`` parts of nearly equal size (Huang et al. 2022, detail 6).
+
+    A single part is everything, whose order cannot matter: it stays as it is.
+    """
+    order = permutation(n, seed, "ppo-minibatches", step, epoch) if count > 1 else list(range(n))
     count = min(count, n)
     return (order[i * n // count : (i + 1) * n // count] for i in range(count))
 
 
 @dataclass
 class Seen:
-    """Diagnostics of one update, gathered over its parts; they stay tensors until they are asked for."""
+    """What one rollout's updates looked like: ``(logp, logp_old, surrogate, value error)`` of every part of every update.
 
-    means: dict[str, Tensor] = field(default_factory=dict)
-    peaks: dict[str, Tensor] = field(default_factory=dict)
+    Only references are kept while training; `summary` does the arithmetic once.
+    """
 
-    def clear(self) -> None:
-        self.means.clear()
-        self.peaks.clear()
+    updates: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]] = field(default_factory=list)
 
-    @torch.no_grad()
-    def add(self, total: int, means: dict[str, Tensor], peaks: dict[str, Tensor]) -> None:
-        sums = torch.stack([v.detach().flatten() for v in means.values()]).sum(-1) / total
-        for name, value in zip(means, sums, strict=True):
-            self.means[name] = self.means[name] + value if name in self.means else value
-        for name, value in peaks.items():
-            self.peaks[name] = torch.maximum(self.peaks[name], value.max()) if name in self.peaks else value.max()
+    def begin(self) -> None:
+        """A new update starts."""
+        self.updates.append([])
 
-    def numbers(self) -> dict[str, float]:
-        found = {**self.means, **self.peaks}
-        return dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True)) if found else {}
+    def again(self) -> None:
+        """The update that has begun starts over."""
+        self.updates[-1].clear()
+
+    def add(self, *elements: Tensor) -> None:
+        logp, logp_old, surrogate, error = (x.detach() for x in elements)
+        self.updates[-1].append((logp, logp_old, surrogate, error))
 
 
 def objective(now: Present, past: Past, total: int, bounds: Bounds, seen: Seen) -> Tensor:
     """These elements' share of the scalar to minimise: ``mean(surrogate + value_weight * value error - entropy * H)``.
 
-    ``total`` counts the elements of the whole minibatch, of which these may be a part. What the update looks like goes to ``seen``.
+    ``total`` counts the elements of the whole minibatch, of which these may be a part.
     """
     surrogate = clipped_surrogate(now.logp, past.logp, past.advantages, bounds.clip)
     if bounds.value_clip is None:
         error = squared_error(now.values, past.targets)
     else:
         error = clipped_squared_error(now.values, past.values, past.targets, bounds.value_clip)
-    with torch.no_grad():
-        rho = ratio(now.logp, past.logp)
-        approx_kl, clipped = kl.k3(past.logp, now.logp), clip_share(now.logp, past.logp, bounds.clip)
-        means = {"policy/loss": surrogate, "value/loss": error, "policy/approx_kl": approx_kl, "policy/ratio_mean": rho, "policy/clip_share": clipped}
-        seen.add(total, means, {"policy/ratio_max": rho, "ratio_error": (rho - 1).abs()})
+    seen.add(now.logp, past.logp, surrogate, error)
     loss = surrogate + bounds.value_weight * error
     if bounds.entropy:
         loss = loss - bounds.entropy * now.entropy
-    return reduce.tokens(loss, torch.ones_like(loss), total)
+    return reduce.pairs(loss, total)
 
 
-def summary(updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The metrics of one rollout's updates: their means, the largest ratio, and how far the very first ratio was from 1."""
-    names = ("policy/loss", "policy/approx_kl", "policy/clip_share", "policy/ratio_mean", "value/loss", "grad/norm", "update/skipped")
+@torch.no_grad()
+def summary(seen: Seen, updates: Sequence[dict[str, float]], clip: float) -> dict[str, float]:
+    """The metrics of one rollout's updates: means over updates of means over elements, the largest ratio, and how far the very first was from 1.
+
+    Args:
+        updates: what `learn.update.Learner.update` returned for each.
+        clip: the bound that ``policy/clip_share`` counts against.
+    """
+    logp, logp_old, surrogate, error = (torch.cat([x.flatten() for x in column]) for column in zip(*(part for update in seen.updates for part in update), strict=True))
+    counts = [sum(part[0].numel() for part in update) for update in seen.updates]
+    weight = torch.cat([torch.full((n,), 1 / (n * len(counts))) for n in counts])
+    rho = ratio(logp, logp_old)
+    means = {
+        "policy/loss": surrogate,
+        "policy/approx_kl": kl.k3(logp_old, logp),
+        "policy/clip_share": clip_share(logp, logp_old, clip),
+        "policy/ratio_mean": rho,
+        "value/loss": error,
+    }
     return {
-        **{name: sum(u[name] for u in updates) / len(updates) for name in names},
-        "policy/ratio_max": max(u["policy/ratio_max"] for u in updates),
-        "policy/first_ratio_error": updates[0]["ratio_error"],
+        **{name: float((weight * value).sum()) for name, value in means.items()},
+        **{name: sum(u[name] for u in updates) / len(updates) for name in ("grad/norm", "update/skipped")},
+        "policy/ratio_max": float(rho.max()),
+        "policy/first_ratio_error": float((rho[: counts[0]] - 1).abs().max()),
         "lr": updates[-1]["lr"],
     }

@@ -44,10 +44,11 @@ class Categorical(nn.Module):
     def best(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(-1)
 
-    def likelihood(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def likelihood(self, outputs: Tensor, actions: Tensor, *, entropy: bool = True) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy, ``[...]``, in nats."""
         log_probs = outputs.log_softmax(-1)
-        return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
+        taken = -nn.functional.nll_loss(log_probs.flatten(0, -2), actions.flatten(), reduction="none").view(actions.shape)
+        return taken, -(log_probs.exp() * log_probs).sum(-1) if entropy else taken.new_full((), math.nan)
 
 
 class Gaussian(nn.Module):
@@ -71,7 +72,7 @@ class Gaussian(nn.Module):
     def best(self, outputs: Tensor) -> Tensor:
         return outputs
 
-    def likelihood(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def likelihood(self, outputs: Tensor, actions: Tensor, *, entropy: bool = True) -> tuple[Tensor, Tensor]:
         """Log-density and differential entropy, ``[...]``, in nats."""
         z = (actions - outputs) * (-self.log_std).exp()
         constant = self.log_std + 0.5 * math.log(2 * math.pi)
@@ -106,8 +107,7 @@ class Networks(nn.Module):
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """The policy's outputs ``[..., A]`` and the values ``[...]`` of observations ``[..., D]`` (states ``[...]``)."""
-        if self.states:
-            observations = nn.functional.one_hot(observations.long(), self.inputs).float()
+        observations = self._vectors(observations)
         batch = observations.shape[:-1]
         hidden = observations.reshape(-1, self.inputs).expand(2, -1, -1)
         for weight, bias in self.layers:
@@ -120,9 +120,13 @@ class Networks(nn.Module):
         """Observations of the environment as the networks take them."""
         return torch.from_numpy(observations if self.states else observations.astype(np.float32, copy=False))
 
+    @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Actions drawn with the noise (``actions.noise``)."""
-        return self.actions.act(self(observations)[0], noise)
+        """Actions ``[N]`` drawn with the noise ``[N, A]`` (``actions.noise``); of the two perceptrons the policy's runs."""
+        hidden = self._vectors(observations)
+        for weight, bias in self.layers:
+            hidden = self.activation(torch.addmm(bias[0], hidden, weight[0]))
+        return self.actions.act(torch.addmm(self.policy_bias, hidden, self.policy), noise)
 
     def best(self, observations: Tensor) -> Tensor:
         """The most likely actions."""
@@ -132,10 +136,13 @@ class Networks(nn.Module):
         """V(s), ``[...]``."""
         return self(observations)[1]
 
-    def look(self, observations: Tensor, taken: Tensor) -> Look:
-        """Everything an update asks about actions taken in these observations."""
+    def look(self, observations: Tensor, taken: Tensor, *, entropy: bool = True) -> Look:
+        """Everything an update asks about actions taken in these observations; without ``entropy`` that one is nan and costs nothing."""
         outputs, values = self(observations)
-        return Look(*self.actions.likelihood(outputs, taken), values)
+        return Look(*self.actions.likelihood(outputs, taken, entropy=entropy), values)
+
+    def _vectors(self, observations: Tensor) -> Tensor:
+        return nn.functional.one_hot(observations.long(), self.inputs).float() if self.states else observations
 
 
 def build(observations: Any, actions: Any, **options: Any) -> Networks:

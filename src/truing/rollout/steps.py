@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,12 +60,12 @@ class Collector:
         networks, count = self.networks, self.environments.count
         if length is None and count > 1:
             raise ConfigError(f"{count} environments end their episodes at different times; collect whole episodes from one")
-        noise = generator(self.seed, "actions", self.rollouts)
+        noise = self._noise(generator(self.seed, "actions", self.rollouts))
         seen, actions, after = [], [], []
         steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         episodes: list[tuple[int, Episode]] = []
         while len(steps) != length and not (length is None and episodes):
-            action = networks.act(self.now, networks.actions.noise((count,), noise))
+            action = networks.act(self.now, next(noise))
             step = self.environments.step(self._within_bounds(action))
             self.taken += count
             seen.append(self.now)
@@ -87,6 +88,11 @@ class Collector:
         return Steps(
             observations[:, :-1], chosen, rewards.float(), now.logp, now.entropy, now.values, next_values, self.discount * (~over).float(), (~ended).float(), episodes,
         )  # fmt: skip
+
+    def _noise(self, source: torch.Generator) -> Iterator[Tensor]:
+        """Noise for one step after the other, drawn many steps at a time."""
+        while True:
+            yield from self.networks.actions.noise((64, self.environments.count), source).unbind(0)
 
     def _within_bounds(self, action: Tensor) -> np.ndarray:
         taken = action.numpy()
