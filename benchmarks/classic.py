@@ -60,6 +60,33 @@ def stable_baselines3(seed: int, steps: int) -> dict[str, Any]:
     return {"seconds": seconds, "steps": agent.num_timesteps, "return": float(mean)}
 
 
+def bandits() -> None:
+    """The ten-armed testbed: 2,000 problems of 1,000 pulls."""
+    from truing.methods.bandit import EpsilonGreedy, play, testbed
+
+    play(testbed(2_000, seed=0), EpsilonGreedy(epsilon=0.1), 1_000, seed=0)
+
+
+def gridworld() -> None:
+    """500 episodes of Q-learning."""
+    import gymnasium
+
+    from truing.methods.q_learning import learn
+
+    learn(gymnasium.make("truing.envs:truing/GridWorld-v0"), episodes=500, alpha=0.1, discount=0.99, epsilon=0.1)
+
+
+def seconds(work: Any, times: int = 5) -> list[float]:
+    """Wall time of a piece of work, several times, after one that is not counted."""
+    work()
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return found
+
+
 SYSTEMS = {"stable-baselines3": stable_baselines3, "truing": truing}
 
 
@@ -90,11 +117,13 @@ def main() -> None:
         for name in SYSTEMS:
             runs[name].append({"seed": seed, **alone(name, seed)})
             print(f"{name} seed {seed}: {runs[name][-1]['seconds']:.1f} s, return {runs[name][-1]['return']:.0f}", file=sys.stderr)
+    tabular = {"bandit testbed, 2,000 x 1,000": seconds(bandits), "GridWorld Q-learning, 500 episodes": seconds(gridworld)}
     speed = {name: statistics.median(r["steps"] / r["seconds"] for r in rows) for name, rows in runs.items()}
     print(json.dumps({
         "work": "PPO on CartPole-v1, 100,000 steps", "settings": SETTINGS, "steps_per_second": speed,
         "ratio": statistics.median(a["seconds"] / b["seconds"] for a, b in zip(runs["stable-baselines3"], runs["truing"], strict=True)),
-        "returns": {name: [r["return"] for r in rows] for name, rows in runs.items()}, "runs": runs, "versions": versions(),
+        "returns": {name: [r["return"] for r in rows] for name, rows in runs.items()},
+        "tabular_seconds": {name: {"median": statistics.median(found), "runs": found} for name, found in tabular.items()}, "runs": runs, "versions": versions(),
     }, indent=2))  # fmt: skip
 
 

@@ -35,9 +35,13 @@ class Reinforce(Frozen):
     environment: str = Field("CartPole-v1", description="a Gymnasium id; `module:id` imports the module first")
     episodes: Positive = 1000
     total_steps: Positive | None = Field(None, description="stop after the episode in which so many environment steps are reached; null goes by episodes alone")
-    baseline: Literal["none", "mean", "learned"] = Field("mean", description="taken from each return: nothing, the episode's own mean return (nothing is left of an episode of one step), or a learned V(s)")
+    baseline: Literal["none", "mean", "learned"] = Field(
+        "mean", description="taken from each return: nothing, the episode's own mean return (nothing is left of an episode of one step), or a learned V(s)"
+    )
     standardise: bool = Field(True, description="divide what is left of an episode's returns by its standard deviation")
-    reduction: Literal["sum", "mean"] = Field("mean", description="over an episode's steps: the exact gradient is the sum; the mean keeps long episodes from taking far larger steps than short ones")
+    reduction: Literal["sum", "mean"] = Field(
+        "mean", description="over an episode's steps: the exact gradient is the sum; the mean keeps long episodes from taking far larger steps than short ones"
+    )
     discount: Share = 0.99
     lr: Rate = 5e-3
     value_weight: Annotated[float, Field(ge=0)] = Field(0.5, description="of the value loss, with the learned baseline")
@@ -92,17 +96,17 @@ def episode_advantages(steps: Steps, config: Reinforce) -> Tensor:
 class ActorCritic(Frozen):
     """Settings of the synchronous advantage actor-critic (A2C): one update a rollout.
 
-    The defaults were chosen on CartPole-v1, on seeds 100 to 103, of some thirty settings: lam = 0, the TD error alone, and rates much
-    above or below 0.01 train less reliably there, and so does whitening the advantages of a rollout.
+    The defaults were chosen on CartPole-v1, of some fifty settings tried on the seeds 100 to 105: they reach a mean return of 400 on every
+    one of those. A rate of 0.01 is quicker and fails on some; lam = 0, the TD error alone, and whitened advantages fail on most.
     """
 
     environment: str = Field("CartPole-v1", description="a Gymnasium id; `module:id` imports the module first")
     total_steps: Positive = Field(100_000, description="environment steps, all environments together")
     environments: Positive = 4
     length: Positive = Field(32, description="steps a rollout, in each environment")
-    lam: Share = Field(0.9, description="0: the TD error is the advantage; 1: all rewards of the rollout count")
+    lam: Share = Field(0.95, description="0: the TD error is the advantage; 1: all rewards of the rollout count")
     discount: Share = 0.98
-    lr: Rate = 1e-2
+    lr: Rate = 5e-3
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     value_weight: Annotated[float, Field(ge=0)] = 0.5
     entropy: Annotated[float, Field(ge=0)] = 0.0
