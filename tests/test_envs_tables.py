@@ -292,29 +292,29 @@ def test_corridor_by_monte_carlo():
 
 
 # Bandits ---------------------------------------------------------------------------------------------------------------
-def test_bandit_means_belong_to_the_seed():
-    env = Bandit()
-    env.reset(seed=5)
-    first = env.means.copy()
-    env.step(0)
-    env.reset()
-    assert (env.means == first).all()  # the next pull of the same problem
-    env.reset(seed=6)
-    assert (env.means != first).all()
-    env.reset(seed=5)
-    assert (env.means == first).all()
-    assert env.best == first.argmax() and env.mdp().rewards[0].tolist() == first.tolist()
+def test_bandit_means_belong_to_the_problem_and_luck_to_the_seed():
+    env, other, same = Bandit(problem=5, noise=0.1), Bandit(problem=6), Bandit(problem=5, noise=0.1)
+    assert (env.means == same.means).all() and (env.means != other.means).all()
+    env.reset(seed=0), same.reset(seed=1)
+    assert (env.means == same.means).all() and env.step(0)[1] != same.step(0)[1]  # other luck on one bandit
+    assert env.best == env.means.argmax() and env.mdp().rewards[0].tolist() == env.means.tolist()
+
+
+def test_bandits_side_by_side_are_one_bandit():
+    from truing.envs.vector import make
+
+    steps = make("truing.envs:truing/Bandit-v0", 4, noise=0)
+    steps.reset()
+    assert len(set(steps.step([3, 3, 3, 3]).reward.tolist())) == 1
 
 
 def test_bandit_draws_the_testbed():
-    env, best, every = Bandit(), [], []
-    for seed in range(2000):
-        env.reset(seed=seed)
-        best.append(env.means.max())
-        every.append(env.means.copy())
+    means = np.array([Bandit(problem=n).means for n in range(2000)])
     # E[max of 10 standard normals] = 1.5388, its standard deviation .587; 4 standard errors are .052
-    assert abs(np.mean(best) - 1.5388) < 0.052
-    assert abs(np.mean(every)) < 4 / math.sqrt(20_000) and abs(np.std(every) - 1) < 4 / math.sqrt(2 * 20_000)
+    assert abs(means.max(1).mean() - 1.5388) < 0.052
+    assert abs(means.mean()) < 4 / math.sqrt(20_000) and abs(means.std() - 1) < 4 / math.sqrt(2 * 20_000)
+    shifted = np.array([Bandit(problem=n, centre=4.0, spread=0.5).means for n in range(200)])
+    assert abs(shifted.mean() - 4) < 4 * 0.5 / math.sqrt(2000) and abs(shifted.std() - 0.5) < 4 * 0.5 / math.sqrt(4000)
 
 
 def test_bandit_pays_its_mean_and_noise():
@@ -340,14 +340,13 @@ def test_bandit_pays_its_mean_and_noise():
         ({"means": [0.0, float("nan")]}, r"means\[1\]=nan"),
         ({"noise": -1}, "noise=-1.0: it is a standard deviation"),
         ({"spread": -1}, "spread=-1.0"),
+        ({"problem": -1}, "problem=-1"),
         ({"render_mode": "ansi"}, "nothing to draw"),
     ],
 )
 def test_bandit_refuses(options, message):
     with pytest.raises(ConfigError, match=message):
         Bandit(**options)
-    with pytest.raises(ResetNeeded, match="drawn by reset"):
-        _ = Bandit().means
 
 
 def test_pick_two():

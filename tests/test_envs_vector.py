@@ -291,3 +291,19 @@ def test_it_closes_what_it_opened():
     with make(Door, 2) as steps:
         steps.reset()
     assert len(closed) == 2
+
+
+def test_an_observation_of_another_shape_is_refused_at_every_step():
+    class Shrinks(gymnasium.Env):
+        observation_space, action_space = gymnasium.spaces.Box(-9, 9, (4,)), gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(4, np.float32), {}
+
+        def step(self, action):
+            return np.ones(1, np.float32), 0.0, False, False, {}
+
+    steps = make(Shrinks, 2)
+    steps.reset()
+    with pytest.raises(ConfigError, match=r"environment 0: step\(\) returned an observation of shape \(1,\); its observation_space has \(4,\)"):
+        steps.step([0, 0])

@@ -282,9 +282,3 @@ def test_settings_that_cannot_be_meant_are_refused_with_their_value(model, text,
         make_options(model, [text])
     with pytest.raises(ValidationError):
         model(**{text.split("=")[0]: text.split("=")[1]})
-
-
-def test_whole_episodes_come_from_one_environment():
-    environments, networks = begin("CartPole-v1", 2, 0, (8,), "tanh")
-    with pytest.raises(ConfigError, match="2 environments"):
-        Collector(environments, networks, discount=0.9, seed=0).collect(None)

@@ -107,8 +107,9 @@ def test_equal_seeds_give_equal_weights() -> None:
         (Box(0, 1, (2, 2)), Discrete(2), "FlattenObservation"),
         (Discrete(3, start=1), Discrete(2), "from 0"),
         (VECTOR, Discrete(3, start=-1), "from 0"),
-        (VECTOR, Box(-1, 1, (2, 2)), "vector of numbers"),
-        (VECTOR, Dict({"a": Discrete(2)}), "vector of numbers"),
+        (VECTOR, Box(-1, 1, (2, 2)), "vector of real numbers"),
+        (VECTOR, Box(-3, 3, (2,), int), "vector of real numbers"),
+        (VECTOR, Dict({"a": Discrete(2)}), "vector of real numbers"),
     ],
 )
 def test_spaces_that_cannot_be_served_are_named(observations, actions, message) -> None:  # type: ignore[no-untyped-def]

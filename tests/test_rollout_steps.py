@@ -126,10 +126,24 @@ def test_scaled_observations_and_rewards() -> None:
     np.testing.assert_allclose(scaler.running, [0.0, 4.0])  # an ended episode starts anew
 
 
-def test_a_scaled_rollout_bootstraps_in_scaled_units() -> None:
-    env = make(lambda: gymnasium.wrappers.TimeLimit(Clock(), 3), 1)
-    made = collector(env, scaler=Scaler((1,), 1, 0.9))
-    counted = made.scaler.seen.count
-    steps = made.collect(5)
-    assert made.scaler.seen.count == counted + 5  # last observations of episodes are looked at, not counted
-    assert steps.observations.abs().max() <= 10 and torch.isfinite(steps.next_values).all()
+class Ramp(Clock):
+    """As Clock, but its time never goes back: scales keep moving."""
+
+    def reset(self, *, seed=None, options=None):
+        return np.array([self.time], np.float32), {}
+
+
+def test_a_cut_observation_is_read_on_the_scale_of_its_own_time() -> None:
+    made = collector(make(lambda: gymnasium.wrappers.TimeLimit(Ramp(), 3), 1), scaler=Scaler((1,), 1, 0.9))
+    steps = made.collect(5)  # observations 0 1 2 | 3 4, and the cut one is 3
+    # Moments when it was seen: of 0 1 2, mean 1 and variance 2/3, so 3 is (3 - 1) / sqrt(2/3) = 2.449. At the end, of 0 1 2 3 4 5, it would be 0.29.
+    torch.testing.assert_close(steps.next_values[0, 2], value(made.networks, 2.0 / (2 / 3) ** 0.5))
+    assert abs(steps.next_values[0, 2] - value(made.networks, 0.5 / (35 / 12) ** 0.5)) > 1e-3
+    assert made.scaler.seen.count == 6  # the first, and one a step; the cut one was looked at, and not counted twice
+
+
+def test_scaled_rewards_start_anew_after_a_cut() -> None:
+    scaler = Scaler((1,), 1, discount=0.9)
+    made = collector(make(lambda: gymnasium.wrappers.TimeLimit(Clock(), 3), 1), scaler=scaler)
+    made.collect(3)  # rewards 0 1 2, and the episode is cut
+    assert scaler.running.tolist() == [0.0]

@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 from truing.envs.table import Tabular, certain, finite, to_mdp, whole
 from truing.errors import ConfigError
 from truing.maths.planning import Mdp
+from truing.seeds import stream
 
 
 class Bandit(gymnasium.Env):
     """The k-armed bandit. Arm a pays ``N(means[a], noise^2)``; an episode is one pull, which terminates. The observation is always 0.
 
-    The problem (the ``means``) is drawn from ``N(centre, spread^2)`` by the first ``reset``, and anew by every ``reset(seed=...)``. A ``reset`` without
-    a seed is the next pull of the *same* problem, so that an agent can learn from episode to episode. Given ``means`` are never redrawn.
+    The means are drawn from ``N(centre, spread^2)`` as a function of ``problem`` alone, so that environments side by side, and the one an agent is tried
+    out on, are the same bandit; ``reset(seed=...)`` fixes the luck of the pulls.
 
     Args:
         arms: k, 10 in the textbook's testbed; left out where ``means`` are given.
         means: the true value of each arm, ``[k]``, instead of drawn ones.
+        problem: which of the drawn problems, 0 or more.
         centre, spread: mean and standard deviation of the drawn means.
         noise: standard deviation of a reward about its arm's mean; 0 makes rewards certain.
 
@@ -33,28 +35,23 @@ class Bandit(gymnasium.Env):
 
     metadata: dict[str, Any] = {"render_modes": []}
 
-    def __init__(self, arms: int = 10, means: Sequence[float] | None = None, centre: float = 0.0, spread: float = 1.0, noise: float = 1.0, render_mode: str | None = None):
+    def __init__(self, arms: int = 10, means: Sequence[float] | None = None, problem: int = 0, centre: float = 0.0, spread: float = 1.0, noise: float = 1.0, render_mode: str | None = None):
         if render_mode is not None:
             raise ConfigError(f"render_mode={render_mode!r}: a bandit has nothing to draw; use None")
-        self.given = None if means is None else tuple(finite(f"means[{a}]", m) for a, m in enumerate(means))
-        self.arms = whole("arms", arms, 1) if self.given is None else len(self.given)
-        if self.arms == 0:
+        given = None if means is None else [finite(f"means[{a}]", m) for a, m in enumerate(means)]
+        if given == []:
             raise ConfigError("means=(): a bandit has one arm or more")
-        self.centre, self.spread, self.noise = finite("centre", centre), finite("spread", spread), finite("noise", noise)
-        for name, value in (("spread", self.spread), ("noise", self.noise)):
+        self.arms = whole("arms", arms, 1) if given is None else len(given)
+        self.noise, centre, spread = finite("noise", noise), finite("centre", centre), finite("spread", spread)
+        for name, value in (("spread", spread), ("noise", self.noise)):
             if value < 0:
                 raise ConfigError(f"{name}={value}: it is a standard deviation; use 0 or more")
+        luck = np.random.default_rng(stream(whole("problem", problem, 0), "bandit.problem"))
+        self.means: NDArray[np.float64] = luck.normal(centre, spread, self.arms) if given is None else np.array(given)
+        """The true values q*(a) ``[k]``."""
         self.render_mode = render_mode
         self.observation_space, self.action_space = Discrete(1), Discrete(self.arms)
-        self._means: NDArray[np.float64] | None = None if self.given is None else np.array(self.given)
         self._waiting = False
-
-    @property
-    def means(self) -> NDArray[np.float64]:
-        """The true values q*(a) ``[k]`` of the problem at hand."""
-        if self._means is None:
-            raise ResetNeeded("this bandit's means are drawn by reset(); call reset(seed=...) first, or give means=")
-        return self._means
 
     @property
     def best(self) -> int:
@@ -67,8 +64,6 @@ class Bandit(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         super().reset(seed=seed)
-        if self.given is None and (seed is not None or self._means is None):
-            self._means = self.np_random.normal(self.centre, self.spread, self.arms)
         self._waiting = True
         return 0, {}
 

@@ -111,7 +111,10 @@ class VectorSteps:
         arrived = np.empty(self._shape, self._dtype)
         rewards, terminated, truncated, ended = [], [], [], []
         for i, (step, action) in enumerate(zip(self._steps, actions, strict=True)):
-            arrived[i], reward, over, cut, _ = step(action)
+            observed, reward, over, cut, _ = step(action)
+            if np.shape(observed) != self._shape[1:]:
+                self._refuse_shape(i, "step()", observed)
+            arrived[i] = observed
             rewards.append(reward)
             terminated.append(over)
             truncated.append(cut)
@@ -137,6 +140,10 @@ class VectorSteps:
                 self._begin(i, observation, None)
         return Step(observation, reward, arrived, np.array(terminated, np.bool_), np.array(truncated, np.bool_), episodes)
 
+    def within_bounds(self, actions: Array) -> Array:
+        """Actions ``[N, ...]`` clipped to the bounds of a Box; others as they are."""
+        return np.clip(actions, self.single_action_space.low, self.single_action_space.high) if isinstance(self.single_action_space, Box) else actions
+
     def close(self) -> None:
         for env in self.environments:
             env.close()
@@ -150,10 +157,13 @@ class VectorSteps:
     def _begin(self, i: int, into: Array, seed: int | None) -> None:
         first, _ = self.environments[i].reset(seed=seed)
         if np.shape(first) != self._shape[1:]:
-            raise ConfigError(f"environment {i}: reset() returned an observation of shape {np.shape(first)}; its observation_space has {self._shape[1:]}")
+            self._refuse_shape(i, "reset()", first)
         into[i] = first
         if self._floating and not np.isfinite(into[i]).all():
             self._refuse_infinite(into, "first observation", "mend the environment's reset()")
+
+    def _refuse_shape(self, i: int, where: str, observation: Any) -> None:
+        raise ConfigError(f"environment {i}: {where} returned an observation of shape {np.shape(observation)}; its observation_space has {self._shape[1:]}")
 
     def _refuse_mixed(self) -> None:
         if len({id(env.unwrapped) for env in self.environments}) < self.count:

@@ -70,6 +70,8 @@ class Learner:
         """
         value = self._accumulate(items, tokens, loss, again)
         grads = [p.grad for p in self.params.values() if p.grad is not None]
+        if not grads:
+            raise ModelError("the loss reaches none of the trained weights; check what is frozen, and that the loss comes from them")
         norm = float(torch.stack(torch._foreach_norm(grads)).norm())
         finite = math.isfinite(norm) and math.isfinite(value)
         factor = self.factor(self.updates)
@@ -131,7 +133,7 @@ class Learner:
         for name, p in self.params.items():
             p.copy_(tensors["weights"][name])
             if f"{name}/exp_avg" in tensors["adam"]:
-                steps = torch.tensor(float(state["updates"] - state["skipped"]))
+                steps = torch.tensor(float(state["updates"] - state["skipped"]), device=p.device)
                 self.adam.state[p] = {"step": steps, **{k: tensors["adam"][f"{name}/{k}"].clone() for k in ("exp_avg", "exp_avg_sq")}}
         self.updates, self.skipped, self.skipped_in_a_row = state["updates"], state["skipped"], state["skipped_in_a_row"]
         self.micro_tokens = state["micro_tokens"]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
-import numpy as np
 import torch
+from pydantic import Field
 
+from truing.config import Positive
 from truing.envs.vector import VectorSteps, make
+from truing.errors import ConfigError
 from truing.models.networks import Networks, build
 from truing.rollout.scaling import Scaler
 from truing.rollout.steps import Steps
 from truing.seeds import generator, stream
+
+Hidden = Annotated[tuple[Positive, ...], Field(min_length=1, description="sizes of the hidden layers, of policy and value alike")]
 
 
 @dataclass(frozen=True)
@@ -53,23 +58,27 @@ def begin(environment: str, count: int, seed: int, hidden: Sequence[int], activa
 
 
 @torch.no_grad()
-def evaluate(trained: Trained, environment: str, episodes: int, *, seed: int, sample: bool = False, networks: Networks | None = None) -> list[float]:
+def evaluate(
+    trained: Trained, environment: str, episodes: int, *, seed: int, sample: bool = False, networks: Networks | None = None, max_steps: int = 100_000
+) -> list[float]:
     """Undiscounted returns of whole episodes under the most likely actions, or under sampled ones.
 
     Each episode has an environment of its own, so short ones are not counted more often than long ones.
+    Raises ConfigError when one has not ended after ``max_steps``: a policy may go in circles where nothing limits the time.
     """
     player, scaler = networks or trained.networks, trained.scaler
     envs = make(environment, episodes, stream(seed, "evaluation"))
-    low, high = (getattr(envs.single_action_space, k, None) for k in ("low", "high"))
     noise = generator(seed, "evaluation actions")
     found: dict[int, float] = {}
-    now = envs.reset()
+    now, steps = envs.reset(), 0
     while len(found) < episodes:
         seen = player.read(scaler.observations(now, learn=False) if scaler else now)
         action = (player.act(seen, player.actions.noise((episodes,), noise)) if sample else player.best(seen)).numpy()
-        step = envs.step(action if low is None else np.clip(action, low, high))
+        step = envs.step(envs.within_bounds(action))
         for episode in step.episodes:
             found.setdefault(episode.environment, episode.total)
-        now = step.observation
+        now, steps = step.observation, steps + 1
+        if steps == max_steps and len(found) < episodes:
+            raise ConfigError(f"{episodes - len(found)} of {episodes} episodes of {environment} go on after max_steps={max_steps}; give the environment a time limit, max_episode_steps")
     envs.close()
     return [found[i] for i in range(episodes)]

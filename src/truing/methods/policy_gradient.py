@@ -22,7 +22,7 @@ from truing.maths import policy, reduce
 from truing.maths.advantages import gae
 from truing.maths.returns import discounted_returns
 from truing.maths.value import squared_error
-from truing.methods.control import Trained, begin
+from truing.methods.control import Hidden, Trained, begin
 from truing.models.networks import Networks
 from truing.rollout.steps import Collector, Steps
 
@@ -38,7 +38,7 @@ class Reinforce(Frozen):
     baseline: Literal["none", "mean", "learned"] = Field(
         "mean", description="taken from each return: nothing, the episode's own mean return (nothing is left of an episode of one step), or a learned V(s)"
     )
-    standardise: bool = Field(True, description="divide what is left of an episode's returns by its standard deviation")
+    standardise: bool = Field(True, description="divide what is left of an episode's returns by its standard deviation, where there is one: not in an episode of one step or of equal returns")
     reduction: Literal["sum", "mean"] = Field(
         "mean", description="over an episode's steps: the exact gradient is the sum; the mean keeps long episodes from taking far larger steps than short ones"
     )
@@ -46,7 +46,7 @@ class Reinforce(Frozen):
     lr: Rate = 5e-3
     value_weight: Annotated[float, Field(ge=0)] = Field(0.5, description="of the value loss, with the learned baseline")
     grad_clip: Annotated[float, Field(gt=0)] = 1e9
-    hidden: tuple[Positive, ...] = (128,)
+    hidden: Hidden = (128,)
     stop_at: float | None = Field(None, description="stop when the mean return of 100 episodes reaches this; null goes on to the last")
 
 
@@ -56,15 +56,15 @@ def reinforce(config: Reinforce, seed: int) -> Trained:
     collector = Collector(environments, networks, discount=config.discount, seed=seed)
     learner = Learner(dict(networks.named_parameters()), lr=config.lr, total=config.episodes, grad_clip=config.grad_clip)
     trained, best, kept = Trained(networks), -math.inf, networks
-    while len(trained.returns) < config.episodes and (config.total_steps is None or collector.taken < config.total_steps):
-        steps = collector.collect(None)
-        trained.record(steps, learner.update([0], lambda _: 0, lambda _: episode_loss(networks, steps, config)))  # noqa: B023
-        recent = float(np.mean(trained.returns[-WINDOW:]))
-        if len(trained.returns) >= WINDOW and recent > best:
-            best, kept = recent, copy.deepcopy(networks)
-        if config.stop_at is not None and len(trained.returns) >= WINDOW and recent >= config.stop_at:
-            break
-    environments.close()
+    with environments:
+        while len(trained.returns) < config.episodes and (config.total_steps is None or collector.taken < config.total_steps):
+            steps = collector.collect(None)
+            trained.record(steps, learner.update([0], lambda _: 0, lambda _: episode_loss(networks, steps, config)))  # noqa: B023
+            recent = float(np.mean(trained.returns[-WINDOW:]))
+            if len(trained.returns) >= WINDOW and recent > best:
+                best, kept = recent, copy.deepcopy(networks)
+            if config.stop_at is not None and len(trained.returns) >= WINDOW and recent >= config.stop_at:
+                break
     return replace(trained, best=kept)
 
 
@@ -85,12 +85,13 @@ def episode_returns(steps: Steps, config: Reinforce) -> Tensor:
 
 def episode_advantages(steps: Steps, config: Reinforce) -> Tensor:
     """``G_t - b_t``, ``[T]``; divided by its standard deviation over the episode when that is asked for."""
-    left = episode_returns(steps, config)
-    if config.baseline == "mean":
-        left = left - left.mean()
-    elif config.baseline == "learned":
-        left = left - steps.values[0]
-    return left / left.std().clamp(min=1e-8) if config.standardise and len(left) > 1 else left
+    returns = episode_returns(steps, config)
+    left = returns - {"none": torch.zeros(()), "mean": returns.mean(), "learned": steps.values[0]}[config.baseline]
+    if not config.standardise or len(left) == 1:
+        return left
+    spread = left.std()
+    # Equal returns differ by rounding alone, and dividing by that would make 1e8 of nothing.
+    return left / spread if spread > 1e-6 * returns.abs().max() else left
 
 
 class ActorCritic(Frozen):
@@ -111,7 +112,7 @@ class ActorCritic(Frozen):
     value_weight: Annotated[float, Field(ge=0)] = 0.5
     entropy: Annotated[float, Field(ge=0)] = 0.0
     grad_clip: Annotated[float, Field(gt=0)] = 0.5
-    hidden: tuple[Positive, ...] = (64, 64)
+    hidden: Hidden = (64, 64)
 
 
 def actor_critic(config: ActorCritic, seed: int) -> Trained:
@@ -122,12 +123,12 @@ def actor_critic(config: ActorCritic, seed: int) -> Trained:
     rollouts = math.ceil(config.total_steps / size)
     learner = Learner(dict(networks.named_parameters()), lr=config.lr, total=rollouts, schedule=config.schedule, grad_clip=config.grad_clip, eps=1e-5)
     trained = Trained(networks)
-    for _ in range(rollouts):
-        steps = collector.collect(config.length)
-        advantages = gae(steps.rewards, steps.values, steps.next_values, steps.discount, steps.carry, config.lam)
-        updated = learner.update([0], lambda _: 0, lambda _: critic_loss(networks, steps, advantages, config))  # noqa: B023
-        trained.record(steps, updated)
-    environments.close()
+    with environments:
+        for _ in range(rollouts):
+            steps = collector.collect(config.length)
+            advantages = gae(steps.rewards, steps.values, steps.next_values, steps.discount, steps.carry, config.lam)
+            updated = learner.update([0], lambda _: 0, lambda _: critic_loss(networks, steps, advantages, config))  # noqa: B023
+            trained.record(steps, updated)
     return trained
 
 

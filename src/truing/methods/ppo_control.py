@@ -14,9 +14,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from truing.config import Frozen, Positive, Rate, Share
+from truing.errors import ConfigError
 from truing.learn.update import Learner
 from truing.maths import stats
-from truing.methods.control import Trained, begin
+from truing.methods.control import Hidden, Trained, begin
 from truing.methods.ppo_update import Bounds, Past, Present, Seen, estimate, minibatches, objective, summary
 from truing.models.networks import Networks
 from truing.rollout.scaling import Scaler
@@ -43,7 +44,7 @@ class PPOControl(Frozen):
     lam: Share = 0.95
     grad_clip: Annotated[float, Field(gt=0)] = 0.5
     scale: bool = Field(False, description="scale observations and rewards by running moments")
-    hidden: tuple[Positive, ...] = (64, 64)
+    hidden: Hidden = (64, 64)
 
     @model_validator(mode="after")
     def _divides(self) -> PPOControl:
@@ -55,6 +56,8 @@ class PPOControl(Frozen):
 def ppo(config: PPOControl, seed: int) -> Trained:
     """Train on ``config.environment``. Raises ConfigError for an environment that does not exist, ModelError for spaces it cannot learn."""
     environments, networks = begin(config.environment, config.environments, seed, config.hidden, "tanh")
+    if config.scale and networks.states:
+        raise ConfigError(f"scale=True: the observations of {config.environment} are numbers of states, which have no scale; use scale=False")
     scaler = Scaler(environments.single_observation_space.shape, config.environments, config.discount) if config.scale else None
     collector = Collector(environments, networks, discount=config.discount, seed=seed, scaler=scaler)
     size = config.environments * config.length
@@ -64,25 +67,25 @@ def ppo(config: PPOControl, seed: int) -> Trained:
         micro_tokens=size, eps=1e-5,
     )  # fmt: skip
     trained = Trained(networks, scaler)
-    for rollout in range(rollouts):
-        steps = collector.collect(config.length)
-        counted = torch.ones_like(steps.rewards, dtype=torch.bool)
-        made = estimate(steps.rewards, steps.values, steps.next_values, steps.discount, steps.carry, config.lam, counted)
-        past = Past(steps.flat("logp"), steps.flat("values"), made.advantages.flatten(), made.targets.flatten())
-        clip = config.clip * (1 - rollout / rollouts if config.clip_to_zero else 1.0)
-        bounds = SimpleNamespace(clip=clip, value_clip=config.value_clip, value_weight=config.value_weight, entropy=config.entropy)
-        plan = [rows for epoch in range(config.epochs) for rows in minibatches(size, config.minibatches, seed, rollout, epoch)]
-        seen, taken = Seen(), (steps.flat("observations"), steps.flat("actions"))
-        updates = [learn(learner, networks, taken, past, rows, bounds, seen) for rows in plan]
-        trained.record(
-            steps, {
-                **summary(seen, updates, clip),
-                "policy/entropy": float(steps.entropy.mean()),
-                "value/explained_variance": stats.explained_variance(steps.values.numpy(), made.targets.numpy()),
-                "advantage/std": float((made.targets - steps.values).std()),
-            },
-        )  # fmt: skip
-    environments.close()
+    with environments:
+        for rollout in range(rollouts):
+            steps = collector.collect(config.length)
+            counted = torch.ones_like(steps.rewards, dtype=torch.bool)
+            made = estimate(steps.rewards, steps.values, steps.next_values, steps.discount, steps.carry, config.lam, counted)
+            past = Past(steps.flat("logp"), steps.flat("values"), made.advantages.flatten(), made.targets.flatten())
+            clip = config.clip * (1 - rollout / rollouts if config.clip_to_zero else 1.0)
+            bounds = SimpleNamespace(clip=clip, value_clip=config.value_clip, value_weight=config.value_weight, entropy=config.entropy)
+            plan = [rows for epoch in range(config.epochs) for rows in minibatches(size, config.minibatches, seed, rollout, epoch)]
+            seen, taken = Seen(), (steps.flat("observations"), steps.flat("actions"))
+            updates = [learn(learner, networks, taken, past, rows, bounds, seen) for rows in plan]
+            trained.record(
+                steps, {
+                    **summary(seen, updates, clip),
+                    "policy/entropy": float(steps.entropy.mean()),
+                    "value/explained_variance": stats.explained_variance(steps.values.numpy(), made.targets.numpy()),
+                    "advantage/std": float((made.targets - steps.values).std()),
+                },
+            )  # fmt: skip
     return trained
 
 

@@ -61,11 +61,11 @@ def follow(env: Any, policy: ArrayLike, *, episodes: int, seed: int = 0, max_ste
         raise ConfigError("follow: each row of the policy must hold probabilities that sum to 1")
     if episodes < 1 or max_steps < 1:
         raise ConfigError(f"follow: episodes={episodes}, max_steps={max_steps}: use 1 or more")
-    uniform = np.random.default_rng(stream(seed, "act")).random
+    uniform = np.random.default_rng(stream(seed, "follow.act")).random
     tracks: list[list[tuple[int, float, int]]] = []
     ends = []
     for episode in range(episodes):
-        state, _ = env.reset(seed=stream(seed, "world") if episode == 0 else None)
+        state, _ = env.reset(seed=stream(seed, "follow.world") if episode == 0 else None)
         track: list[tuple[int, float, int]] = []
         over = False
         while not over:

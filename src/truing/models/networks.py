@@ -155,10 +155,10 @@ def build(observations: Any, actions: Any, **options: Any) -> Networks:
         raise ModelError(f"observations {observations} are neither Discrete from 0 nor a vector; wrap the environment, for example in gymnasium.wrappers.FlattenObservation")
     if _is_discrete(actions):
         kind: Categorical | Gaussian = Categorical(int(actions.n))
-    elif type(actions).__name__ == "Box" and len(actions.shape) == 1:
+    elif type(actions).__name__ == "Box" and len(actions.shape) == 1 and np.issubdtype(actions.dtype, np.floating):
         kind = Gaussian(int(actions.shape[0]))
     else:
-        raise ModelError(f"actions {actions} are neither Discrete from 0 nor a vector of numbers; wrap the environment, for example in gymnasium.wrappers.TransformAction")
+        raise ModelError(f"actions {actions} are neither Discrete from 0 nor a vector of real numbers; wrap the environment, for example in gymnasium.wrappers.TransformAction")
     return Networks(inputs, kind, states=_is_discrete(observations), **options)
 
 

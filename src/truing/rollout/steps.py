@@ -50,8 +50,6 @@ class Collector:
     def __init__(self, environments: VectorSteps, networks: Networks, *, discount: float, seed: int, scaler: Scaler | None = None) -> None:
         self.environments, self.networks, self.discount, self.seed, self.scaler = environments, networks, discount, seed, scaler
         self.taken = self.rollouts = 0
-        space = environments.single_action_space
-        self.bounds = (space.low, space.high) if hasattr(space, "low") else None
         self.now = self._seen(environments.reset(), learn=True)
 
     @torch.no_grad()
@@ -66,13 +64,14 @@ class Collector:
         episodes: list[tuple[int, Episode]] = []
         while len(steps) != length and not (length is None and episodes):
             action = networks.act(self.now, next(noise))
-            step = self.environments.step(self._within_bounds(action))
+            step = self.environments.step(self.environments.within_bounds(action.numpy()))
             self.taken += count
             seen.append(self.now)
             actions.append(action)
             if step.episodes:
                 episodes += [(self.taken, e) for e in step.episodes]
-                after += [(len(steps), e.environment, step.next_observation[e.environment]) for e in step.episodes]
+                last = self._seen(step.next_observation[[e.environment for e in step.episodes]], learn=False)  # on the scale of its own time
+                after += [(len(steps), e.environment, observation) for e, observation in zip(step.episodes, last, strict=True)]
             done = step.terminated | step.truncated
             steps.append((self.scaler.rewards(step.reward, done) if self.scaler else step.reward, step.terminated, done))
             self.now = self._seen(step.observation, learn=True)
@@ -83,7 +82,7 @@ class Collector:
         now = networks.look(observations[:, :-1], chosen)
         next_values = torch.cat([now.values[:, 1:], networks.values(observations[:, -1:])], 1)
         if after:  # an episode's own last observation, not the first of the next one
-            own = networks.values(self._seen(np.stack([o for *_, o in after]), learn=False))
+            own = networks.values(torch.stack([o for *_, o in after]))
             next_values[[e for _, e, _ in after], [t for t, *_ in after]] = own
         return Steps(
             observations[:, :-1], chosen, rewards.float(), now.logp, now.entropy, now.values, next_values, self.discount * (~over).float(), (~ended).float(), episodes,
@@ -93,10 +92,6 @@ class Collector:
         """Noise for one step after the other, drawn many steps at a time."""
         while True:
             yield from self.networks.actions.noise((64, self.environments.count), source).unbind(0)
-
-    def _within_bounds(self, action: Tensor) -> np.ndarray:
-        taken = action.numpy()
-        return taken if self.bounds is None else np.clip(taken, *self.bounds)
 
     def _seen(self, observation: np.ndarray, *, learn: bool) -> Tensor:
         if self.scaler:
