@@ -118,6 +118,11 @@ def test_a_sequences_ratio_by_hand() -> None:
         torch.testing.assert_close(sequence_logp(logp, where), tensor([0.2, -0.1, 0.0], dtype=D))
         at_tokens = sequence_logp_at_tokens(logp, where)
         torch.testing.assert_close(at_tokens, tensor([[0.2, 0.2, 0], [-0.1, -0.1, -0.1], [0, 0, 0]], dtype=D))
+    # time is the last axis, whatever stands before it
+    one_row, three_axes = (logp[0], counted[0]), (logp.expand(2, 3, 3), counted.expand(2, 3, 3))
+    assert sequence_logp(*one_row).item() == pytest.approx(0.2) and sequence_logp_at_tokens(*one_row).shape == (3,)
+    torch.testing.assert_close(sequence_logp(*three_axes), tensor([0.2, -0.1, 0.0], dtype=D).expand(2, 3))
+    torch.testing.assert_close(sequence_logp_at_tokens(*three_axes)[1], sequence_logp_at_tokens(logp, counted))
 
 
 # -- value ---------------------------------------------------------------------------------------------------------------
@@ -187,6 +192,12 @@ def test_k3s_log_ratio_is_limited_at_twenty_exactly() -> None:
     far = kl.k3(torch.zeros(6, dtype=D), tensor([19.0, 20.0, 21.0, -19.0, -20.0, -21.0], dtype=D))
     near, edge = (math.exp(19) - 20, math.exp(-19) + 18), (math.exp(20) - 21, math.exp(-20) + 19)
     torch.testing.assert_close(far, tensor([near[0], edge[0], edge[0], near[1], edge[1], edge[1]], dtype=D), rtol=1e-12, atol=0)
+
+
+def test_k3_keeps_its_digits_where_policies_are_close() -> None:
+    # x = 1e-4 in float32: x^2 / 2 + x^3 / 6 = 5.00017e-9, where exp(x) - 1 - x rounds to a multiple of 6e-8
+    small = kl.k3(torch.zeros(3), tensor([1e-4, -1e-4, 1e-9]))
+    torch.testing.assert_close(small, tensor([5.00017e-9, 4.99983e-9, 0.0]), rtol=2e-3, atol=1e-15)
 
 
 def test_estimators_bias_and_spread_equal_schulmans_table() -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from truing.maths import kl, reduce
 from truing.maths.advantages import gae, group_centred, group_standardised, leave_one_out, whiten
-from truing.maths.likelihood import _chunks, entropy, from_logits, token_likelihood
+from truing.maths.likelihood import CHUNK, _chunks, entropy, from_logits, token_likelihood
 from truing.maths.policy import cispo, clipped_surrogate, ratio, reinforce, sequence_logp, sequence_logp_at_tokens
 from truing.maths.preference import bradley_terry, centering
 from truing.maths.returns import discounted_returns, lambda_returns, n_step_returns
@@ -102,6 +104,7 @@ def test_likelihood_from_hidden_states_equals_softmax(temperature: float) -> Non
 
     def both(h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         found = token_likelihood(h, w, targets, bias=b, temperature=temperature, entropy_gradient=True, chunk=3)
+        assert found.entropy.requires_grad or not (h.requires_grad or w.requires_grad or b.requires_grad)  # or gradcheck would pass it over
         return found.logp, found.entropy
 
     def logp_only(h: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -126,10 +129,55 @@ def test_likelihood_from_logits_equals_softmax(temperature: float) -> None:
 
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
         found = from_logits(x, targets, temperature=temperature, entropy_gradient=True, chunk=4)
+        assert found.entropy.requires_grad or not x.requires_grad
         return found.logp, found.entropy
 
     assert torch.autograd.gradcheck(both, (logits,))
     assert torch.autograd.gradcheck(lambda x: from_logits(x, targets, temperature=temperature, chunk=4).logp, (logits,))
+
+
+def test_entropy_alone_has_its_gradient() -> None:
+    logits, targets, eye = numbers(3, 4, seed=8).requires_grad_(), tensor([0, 1, 2]), torch.eye(4, dtype=D).requires_grad_()
+    (expected,) = torch.autograd.grad(entropy(logits).sum(), logits)
+    (found,) = torch.autograd.grad(from_logits(logits, targets, entropy_gradient=True).entropy.sum(), logits)
+    torch.testing.assert_close(found, expected)
+    through, head = torch.autograd.grad(token_likelihood(logits, eye, targets, entropy_gradient=True).entropy.sum(), (logits, eye))
+    torch.testing.assert_close(through, expected)
+    torch.testing.assert_close(head, torch.autograd.grad(entropy(logits @ eye.T).sum(), eye)[0])
+
+
+def test_the_gradient_of_a_loss_with_both_is_the_sum_of_theirs() -> None:
+    hidden, head, targets = numbers(5, 3, seed=9).requires_grad_(), numbers(4, 3, seed=10).requires_grad_(), tensor([0, 1, 2, 3, 3])
+    plain = (hidden @ head.T).log_softmax(-1)
+    expected = torch.autograd.grad((2 * plain[range(5), targets] + 3 * entropy(hidden @ head.T)).sum(), (hidden, head))
+    found = token_likelihood(hidden, head, targets, entropy_gradient=True)
+    torch.testing.assert_close(torch.autograd.grad((2 * found.logp + 3 * found.entropy).sum(), (hidden, head)), expected)
+    logits = (hidden @ head.T).detach().requires_grad_()
+    found = from_logits(logits, targets, entropy_gradient=True)
+    (d_logits,) = torch.autograd.grad((2 * found.logp + 3 * found.entropy).sum(), logits)
+    torch.testing.assert_close(d_logits @ head, expected[0])
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations on tensors that run under it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_is_not_in_the_loss_costs_nothing_in_backward() -> None:
+    hidden, logits, targets = numbers(5, 3, seed=9).requires_grad_(), numbers(5, 4, seed=10).requires_grad_(), tensor([0, 1, 2, 3, 3])
+    for make in (lambda: token_likelihood(hidden, numbers(4, 3, seed=10), targets, entropy_gradient=True), lambda: from_logits(logits, targets, entropy_gradient=True)):
+        cost = {}
+        for name, gradients in {"logp": (1.0, None), "entropy": (None, 1.0), "both": (1.0, 1.0)}.items():
+            pairs = [(output, torch.full_like(output, g)) for output, g in zip(make(), gradients, strict=True) if g is not None]
+            with Operations() as operations:
+                torch.autograd.backward([p[0] for p in pairs], [p[1] for p in pairs])
+            cost[name] = operations.count
+        assert cost["logp"] < cost["both"] and cost["entropy"] < cost["both"], cost
 
 
 def test_defaults_are_a_temperature_of_one_and_no_entropy_gradient() -> None:
@@ -200,9 +248,35 @@ def test_nothing_of_the_vocabularys_size_is_kept_for_backward() -> None:
     assert [c for c in plain if c[1] >= n * v and c[0] != logits.data_ptr()] != []  # what the usual way keeps
 
 
+@pytest.mark.parametrize(("trained", "with_entropy", "copies"), [((True, True), True, 3), ((True, True), False, 2), ((False, True), True, 1), ((False, True), False, 1)])
+def test_only_the_gradients_that_may_be_asked_for_are_kept(trained: tuple[bool, bool], with_entropy: bool, copies: int) -> None:
+    # of [N, D]: the hidden states, and with a gradient wanted there d logp / d h, and dH / d h
+    hidden, weight = torch.randn(6, 5, requires_grad=trained[0]), torch.randn(7, 5, requires_grad=trained[1])
+    kept = kept_for_backward(lambda: token_likelihood(hidden, weight, torch.arange(6), entropy_gradient=with_entropy).logp)
+    assert sum(size == 30 for _, size in kept) == copies
+
+
+@pytest.mark.parametrize(("head_trained", "with_entropy", "forward", "backward"), [(False, False, 2, 0), (False, True, 3, 0), (True, False, 2, 2), (True, True, 3, 2)])
+def test_a_frozen_head_is_multiplied_twice_a_token(head_trained: bool, with_entropy: bool, forward: int, backward: int) -> None:
+    # logits and p W forward, with the entropy's gradient one more; backward only a trained head: the logits again and g^T h
+    n, v, d = 6, 11, 5
+    hidden, weight = torch.randn(n, d, requires_grad=True), torch.randn(v, d, requires_grad=head_trained)
+    with FlopCounterMode(display=False) as flops:
+        found = token_likelihood(hidden, weight, torch.arange(n), entropy_gradient=with_entropy, chunk=4)
+    assert flops.get_total_flops() == forward * 2 * n * v * d
+    with FlopCounterMode(display=False) as flops:
+        (found.logp.sum() + found.entropy.sum()).backward()
+    assert flops.get_total_flops() == backward * 2 * n * v * d
+
+
+def test_a_chunk_is_as_large_as_it_says() -> None:
+    first = _chunks(rows=10_000, at_once=CHUNK)[0]
+    assert first.stop * 49_152 * 4 == 100_663_296  # bytes of float32 logits of the built-in model: the 100 MB of the comment
+
+
 def test_chunks_cover_every_row_once_and_are_no_larger_than_asked() -> None:
     for n, chunk in ((0, 3), (1, 3), (3, 3), (7, 3), (9, 1)):
-        rows = [list(range(n))[c] for c in _chunks(n, chunk)]
+        rows = [list(range(n))[c] for c in _chunks(rows=n, at_once=chunk)]
         assert sum(rows, []) == list(range(n)) and all(0 < len(r) <= chunk for r in rows)
 
 

@@ -34,7 +34,7 @@ class Options(Frozen):
         "testbed 2.2, optimism 2.3, ucb 2.4, gradient 2.5, parameters 2.6, and crossover, 2.2 prolonged",
     )
     problems: Annotated[int, Field(ge=2)] = Field(2000, description="bandits played side by side, for each seed")
-    arms: Annotated[int, Field(ge=2)] = 10
+    arms: Annotated[int, Field(ge=2)] = Field(10, description="k, how many arms there are to choose from")
     steps: Annotated[int, Field(ge=100)] | None = Field(None, description="pulls of each bandit; null = 2,000 for main, 10,000 for crossover, else 1,000")
     epsilon: Share = Field(0.1, description="share of exploring pulls; main only")
     temperature: Annotated[float, Field(gt=0)] = Field(0.1, description="tau of the softmax; main only")

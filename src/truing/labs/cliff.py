@@ -34,7 +34,7 @@ class Options(Frozen):
     alpha: Rate = Field(0.5, description="step size")
     epsilon: Share = Field(0.1, description="share of random actions; the exercise epsilon has its own")
     discount: Share = Field(1.0, description="gamma")
-    episodes: Annotated[int, Field(ge=20)] = 500
+    episodes: Annotated[int, Field(ge=20)] = Field(500, description="how long each agent learns")
     epsilons: tuple[Share, ...] = Field((0.01, 0.05, 0.1, 0.2), min_length=2, max_length=8, description="what the exercise epsilon compares")
 
 

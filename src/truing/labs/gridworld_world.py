@@ -28,7 +28,7 @@ class Options(Frozen):
     epsilon: Share = Field(0.1, description="share of random actions while learning")
     temperature: Annotated[float, Field(gt=0)] = Field(0.1, description="of softmax exploration, in the exercise exploration")
     policy_alpha: Annotated[float, Field(gt=0)] = Field(1.0, description="step size of REINFORCE, in the exercise reinforce")
-    episodes: Annotated[int, Field(ge=20)] = 500
+    episodes: Annotated[int, Field(ge=20)] = Field(500, description="how long each agent learns")
     step_reward: Annotated[float, Field(le=0)] = Field(
         -0.01, description="paid at each step but the one into the goal, which pays 1; in the exercise penalty, against ten times as much"
     )

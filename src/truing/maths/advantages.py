@@ -62,7 +62,7 @@ def gae(rewards: Tensor, values: Tensor, next_values: Tensor, discount: Tensor, 
     """
     check.steps("gae", rewards, next_values, discount, carry, values=values)
     check.fraction("gae", lam=lam)
-    delta = td_error(rewards, values, next_values, discount)
+    delta = td_error(reward=rewards, value=values, next_value=next_values, discount=discount)
     decay = discount * lam * carry
     advantages, following = [], torch.zeros_like(delta[..., -1])
     for t in reversed(range(delta.shape[-1])):

@@ -54,7 +54,7 @@ def k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
     """
     check.same_shape("k3", logp=logp, logp_ref=logp_ref)
     log_ref_over_pi = (logp_ref - logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return log_ref_over_pi.exp() - 1 - log_ref_over_pi
+    return log_ref_over_pi.expm1() - log_ref_over_pi  # not exp() - 1: near 0, where policies are, that loses every digit of x^2 / 2
 
 
 def exact(logits: Tensor, logits_ref: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def exact(logits: Tensor, logits_ref: Tensor) -> Tensor:
     check.same_shape("exact", logits=logits, logits_ref=logits_ref)
     logp, logp_ref = logits.log_softmax(-1), logits_ref.log_softmax(-1)
     p = logp.exp()
-    return (p * torch.where(p > 0, logp - logp_ref, 0.0)).sum(-1)
+    return (p * torch.where(p > 0, logp - logp_ref, p)).sum(-1)
 
 
 @dataclass(frozen=True)

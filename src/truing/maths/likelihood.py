@@ -43,7 +43,7 @@ def token_likelihood(
     tensor([-0.6931])
     """
     _settings("token_likelihood", temperature, chunk)
-    if hidden.ndim != 2 or weight.shape != (len(weight), hidden.shape[-1]) or (bias is not None and bias.shape != weight.shape[:1]):
+    if hidden.ndim != 2 or weight.shape != (len(weight), hidden.shape[1]) or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(f"token_likelihood: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, bias {bias if bias is None else tuple(bias.shape)}; they are [N, D], [V, D] and [V]")
     _choices("token_likelihood", targets, hidden.shape[:1], len(weight))
     return TokenLikelihood(*_Head.apply(hidden, weight, bias, targets, temperature, entropy_gradient, chunk))  # type: ignore[no-untyped-call]
@@ -82,7 +82,7 @@ def entropy(logits: Tensor) -> Tensor:
     """
     log_probs = logits.log_softmax(-1)
     probs = log_probs.exp()
-    return -(probs * torch.where(probs > 0, log_probs, 0.0)).sum(-1)
+    return -(probs * torch.where(probs > 0, log_probs, probs)).sum(-1)
 
 
 class _Head(torch.autograd.Function):
@@ -92,37 +92,35 @@ class _Head(torch.autograd.Function):
         logp, entropy = hidden.new_empty(n), hidden.new_empty(n)
         d_logp = torch.empty_like(hidden) if hidden.requires_grad else None
         d_entropy = torch.empty_like(hidden) if hidden.requires_grad and with_entropy else None
-        for rows in _chunks(n, chunk):
+        for rows in _chunks(rows=n, at_once=chunk):
             log_probs = _log_probs(hidden[rows], weight, bias, temperature)
-            logp[rows] = log_probs.gather(-1, targets[rows, None]).squeeze(-1)
+            logp[rows] = _at(log_probs, targets[rows])
             probs = log_probs.exp()
-            entropy[rows] = -(probs * log_probs).sum(-1)
+            entropy[rows] = -(probs * log_probs).sum(1)
             if d_logp is not None:
                 d_logp[rows] = (weight[targets[rows]] - probs @ weight) / temperature
             if d_entropy is not None:  # dH/dlogit_v = -p_v (log p_v + H)
                 d_entropy[rows] = -(probs * (log_probs + entropy[rows, None])) @ weight / temperature
         ctx.save_for_backward(hidden, weight, bias, targets, d_logp, d_entropy)
-        ctx.settings = (temperature, with_entropy, chunk)
+        ctx.settings = (temperature, chunk)
+        ctx.set_materialize_grads(False)  # what is not in the loss arrives as None and costs nothing
         if not with_entropy:
             ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, g_logp: Tensor, g_entropy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g_logp: Tensor | None, g_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, d_logp, d_entropy = ctx.saved_tensors
-        temperature, with_entropy, chunk = ctx.settings
-        g_hidden = None
-        if d_logp is not None:
-            g_hidden = g_logp[:, None] * d_logp
-            if d_entropy is not None:
-                g_hidden = g_hidden + g_entropy[:, None] * d_entropy
+        temperature, chunk = ctx.settings
+        terms = [g[:, None] * d for g, d in ((g_logp, d_logp), (g_entropy, d_entropy)) if g is not None and d is not None]
+        g_hidden = torch.stack(terms).sum(0) if terms else None
         g_weight = g_bias = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:  # a trained head: make the chunk's probabilities again
             g_weight = torch.zeros_like(weight)
             g_bias = torch.zeros_like(bias) if bias is not None else None
-            for rows in _chunks(len(hidden), chunk):
+            for rows in _chunks(rows=len(hidden), at_once=chunk):
                 log_probs = _log_probs(hidden[rows], weight, bias, temperature)
-                g = _logit_gradient(log_probs, targets[rows], g_logp[rows], g_entropy[rows] if with_entropy else None) / temperature
+                g = _logit_gradient(log_probs, targets[rows], _of(g_logp, rows), _of(g_entropy, rows)) / temperature
                 g_weight += g.t() @ hidden[rows]
                 if g_bias is not None:
                     g_bias += g.sum(0)
@@ -132,54 +130,63 @@ class _Head(torch.autograd.Function):
 class _Logits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float, with_entropy: bool, chunk: int) -> tuple[Tensor, Tensor]:
-        n, dtype = len(logits), torch.promote_types(logits.dtype, torch.float32)
+        n, dtype = len(logits), torch.float64 if logits.dtype == torch.float64 else torch.float32
         logp, entropy = logits.new_empty(n, dtype=dtype), logits.new_empty(n, dtype=dtype)
-        for rows in _chunks(n, chunk):
-            log_probs = (logits[rows].to(dtype) / temperature).log_softmax(-1)
-            logp[rows] = log_probs.gather(-1, targets[rows, None]).squeeze(-1)
+        for rows in _chunks(rows=n, at_once=chunk):
+            log_probs = (logits[rows].to(dtype) / temperature).log_softmax(1)
+            logp[rows] = _at(log_probs, targets[rows])
             probs = log_probs.exp()
-            entropy[rows] = -(probs * _finite(log_probs)).sum(-1)
+            entropy[rows] = -(probs * _finite(log_probs)).sum(1)
         ctx.save_for_backward(logits, targets)
-        ctx.settings = (dtype, temperature, with_entropy, chunk)
+        ctx.settings = (dtype, temperature, chunk)
+        ctx.set_materialize_grads(False)
         if not with_entropy:
             ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, g_logp: Tensor, g_entropy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g_logp: Tensor | None, g_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, targets = ctx.saved_tensors
-        dtype, temperature, with_entropy, chunk = ctx.settings
+        dtype, temperature, chunk = ctx.settings
         gradient = torch.empty_like(logits)
-        for rows in _chunks(len(logits), chunk):
-            log_probs = _finite((logits[rows].to(dtype) / temperature).log_softmax(-1))
-            gradient[rows] = (_logit_gradient(log_probs, targets[rows], g_logp[rows], g_entropy[rows] if with_entropy else None) / temperature).to(logits.dtype)
+        for rows in _chunks(rows=len(logits), at_once=chunk):
+            log_probs = _finite((logits[rows].to(dtype) / temperature).log_softmax(1))
+            gradient[rows] = (_logit_gradient(log_probs, targets[rows], _of(g_logp, rows), _of(g_entropy, rows)) / temperature).to(logits.dtype)
         return gradient, None, None, None, None
 
 
-def _logit_gradient(log_probs: Tensor, targets: Tensor, g_logp: Tensor, g_entropy: Tensor | None) -> Tensor:
+def _logit_gradient(log_probs: Tensor, targets: Tensor, g_logp: Tensor | None, g_entropy: Tensor | None) -> Tensor:
     """dlogp/dlogit_v = [v = target] - p_v and dH/dlogit_v = -p_v (log p_v + H), weighted and summed: ``[n, V]``."""
     probs = log_probs.exp()
-    gradient = -g_logp[:, None] * probs
-    gradient.scatter_add_(-1, targets[:, None], g_logp[:, None])
+    gradient = torch.zeros_like(probs)
+    if g_logp is not None:
+        gradient -= g_logp[:, None] * probs
+        gradient.scatter_add_(1, targets[:, None], g_logp[:, None])
     if g_entropy is not None:
-        entropy = -(probs * log_probs).sum(-1, keepdim=True)
+        entropy = -(probs * log_probs).sum(1, keepdim=True)
         gradient -= g_entropy[:, None] * probs * (log_probs + entropy)
     return gradient
 
 
 def _log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, weight, bias)
-    if temperature != 1.0:
-        logits = logits / temperature
-    return logits.log_softmax(-1)
+    bias = None if bias is None else bias / temperature
+    return torch.nn.functional.linear(hidden / temperature, weight, bias).log_softmax(1)  # D divisions a row, not V
 
 
 def _finite(log_probs: Tensor) -> Tensor:
     return log_probs.clamp_(min=torch.finfo(log_probs.dtype).min)  # log 0: times p = 0 it must give 0, not NaN
 
 
-def _chunks(n: int, chunk: int) -> list[slice]:
-    return [slice(i, i + chunk) for i in range(0, n, chunk)]
+def _at(log_probs: Tensor, targets: Tensor) -> Tensor:
+    return log_probs.gather(1, targets[:, None])[:, 0]
+
+
+def _of(gradient: Tensor | None, rows: slice) -> Tensor | None:
+    return None if gradient is None else gradient[rows]
+
+
+def _chunks(*, rows: int, at_once: int) -> list[slice]:
+    return [slice(i, i + at_once) for i in range(0, rows, at_once)]
 
 
 def _settings(caller: str, temperature: float, chunk: int) -> None:

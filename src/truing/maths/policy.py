@@ -67,7 +67,7 @@ def clipped_surrogate(
     loss = torch.maximum(-advantages * rho, -advantages * rho.clamp(low, high))
     if dual_clip is None:
         return loss
-    return torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
+    return torch.minimum(loss, advantages.abs() * dual_clip)  # binds for A < 0 only: for A > 0 the loss is below 0
 
 
 def clip_share(logp: Tensor, logp_old: Tensor, clip_low: float = 0.2, clip_high: float | None = None) -> Tensor:
@@ -98,7 +98,7 @@ def cispo(logp: Tensor, logp_old: Tensor, advantages: Tensor, *, clip_low: float
     >>> cispo(logp, torch.zeros(2), torch.ones(2))  # -0.5 * log 0.5 and -5 * log 8
     tensor([  0.3466, -10.3972])
     """
-    low, high = _bounds("cispo", 0.0 if clip_low is None else clip_low, clip_high)
+    low, high = _bounds("cispo", clip_high if clip_low is None else clip_low, clip_high)
     weight = ratio(logp, logp_old).detach().clamp(None if clip_low is None else low, high)
     return weight * reinforce(logp, advantages)
 

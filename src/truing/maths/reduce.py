@@ -8,6 +8,8 @@ Each raises ValueError when the shapes differ or a total is not positive.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def sequences(loss: Tensor, counted: Tensor, total: int) -> Tensor:
     0.275
     """
     sums, counts = _kept("sequences", loss, counted).sum(-1), counted.sum(-1)
-    return (sums / torch.where(counts == 0, 1, counts)).sum() / _positive("sequences", total=total)
+    return (sums / torch.where(counts == 0, math.inf, counts)).sum() / _positive("sequences", total=total)
 
 
 def constant(loss: Tensor, counted: Tensor, total: int, length: int) -> Tensor:

@@ -41,7 +41,7 @@ def bootstrap(values: ArrayLike, *, level: float = 0.95, resamples: int = 10_000
         raise ValueError(f"bootstrap: level={level} lies outside (0, 1)")
     if resamples < 1:
         raise ValueError(f"bootstrap: resamples={resamples}; an interval needs 1 or more, and a steady one thousands")
-    stat = statistic or (lambda a: a.reshape(len(a), -1).mean(-1))
+    stat = statistic or (lambda a: np.asarray(a.mean(tuple(range(1, a.ndim)))))
     rng = np.random.default_rng(seed)
     draws = np.concatenate([stat(x[rng.integers(0, len(x), (min(500, resamples - i), len(x)))]) for i in range(0, resamples, 500)])
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
@@ -63,7 +63,8 @@ def wilson(successes: float, trials: float, *, z: float = 1.959963984540054) -> 
     p = successes / trials
     centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z * np.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials)) / (1 + z * z / trials)
-    return Interval(float(p), max(0.0, float(centre - half)), min(1.0, float(centre + half)))
+    # centre and half are equal when none succeeds, and add to 1 when all do, but for their rounding
+    return Interval(float(p), 0.0 if successes == 0 else float(centre - half), 1.0 if successes == trials else float(centre + half))
 
 
 def explained_variance(values: ArrayLike, targets: ArrayLike) -> float:
@@ -118,13 +119,13 @@ def pass_at_k(samples: ArrayLike, correct: ArrayLike, k: int) -> Array:
     n, c = np.asarray(samples, np.float64), np.asarray(correct, np.float64)
     if n.ndim and c.ndim and n.shape != c.shape:
         raise ValueError(f"pass_at_k: samples {n.shape} and correct {c.shape} differ in shape; give one number a task each, or one for all")
-    if not ((n == np.floor(n)) & (c == np.floor(c)) & (0 <= c) & (c <= n)).all():
+    if not (_whole(n) and _whole(c) and (c <= n).all()):
         raise ValueError(f"pass_at_k: samples={samples!r}, correct={correct!r}; both count, and correct lies in [0, samples]")
     if k < 1 or (n < k).any():
         raise ValueError(f"pass_at_k: k={k} lies outside [1, {n.min():.0f}], the samples of a task; draw more, or ask for a smaller k")
-    all_wrong = np.ones(np.broadcast_shapes(n.shape, c.shape))
-    for j in range(k):
-        all_wrong = all_wrong * np.maximum(n - c - j, 0) / (n - j)
+    all_wrong = np.ones(())
+    for j in range(k):  # with fewer than k wrong ones a factor is 0, and the product stays so
+        all_wrong = all_wrong * (n - c - j) / (n - j)
     return 1 - all_wrong
 
 
@@ -146,7 +147,7 @@ def fleiss_kappa(counts: ArrayLike) -> float:
     x = np.asarray(counts, np.float64)
     if x.ndim != 2 or x.size == 0:
         raise ValueError(f"fleiss_kappa: counts {x.shape}; it is a table [subjects, categories]")
-    if not ((x >= 0) & (x == np.floor(x)) & np.isfinite(x)).all():
+    if not _whole(x):
         raise ValueError("fleiss_kappa: a count is negative or not a whole number; each says how many raters chose that category")
     raters = x.sum(1)
     n = raters[0]
@@ -158,6 +159,10 @@ def fleiss_kappa(counts: ArrayLike) -> float:
     agreement = (x * (x - 1)).sum(1).mean() / (n * (n - 1))
     chance = ((x.sum(0) / x.sum()) ** 2).sum()
     return float("nan") if chance == 1 else float((agreement - chance) / (1 - chance))
+
+
+def _whole(x: Array) -> bool:
+    return bool((np.isfinite(x) & (x >= 0) & (x == np.rint(x))).all())
 
 
 def _paired(caller: str, **arrays: ArrayLike) -> list[Array]:
