@@ -273,7 +273,7 @@ def test_reductions_by_hand() -> None:
         assert reduce.tokens(loss, where, 3).item() == pytest.approx(7 / 3)
         assert reduce.sequences(loss, where, 3).item() == pytest.approx((1.5 + 4 + 0) / 3)
         assert reduce.constant(loss, where, 3, 5).item() == pytest.approx(7 / 15)
-    assert reduce.pairs(tensor([1.0, 3.0], dtype=D), 8).item() == 0.5
+    assert reduce.elements(tensor([1.0, 3.0], dtype=D), 8).item() == 0.5
     weights, values = tensor([[0.5, 0.25], [0.0, 0.25]], dtype=D), tensor([[1.0, 2.0], [4.0, 8.0]], dtype=D)
     assert reduce.tokens(values, weights, 2).item() == 1.5  # (.5 * 1 + .25 * 2 + .25 * 8) / 2
     assert reduce.sequences(values, weights, 2).item() == pytest.approx((1 / 0.75 + 8) / 2)

@@ -50,7 +50,7 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "tokens": lambda t: reduce.tokens(t, COUNTED, 9),
     "sequences": lambda t: reduce.sequences(t, COUNTED, 3),
     "constant": lambda t: reduce.constant(t, COUNTED, 3, 7),
-    "pairs": lambda t: reduce.pairs(t, 9),
+    "elements": lambda t: reduce.elements(t, 9),
     "gae": lambda t: gae(t, Y, Z, 0.9 * COUNTED, COUNTED, 0.8),
     "discounted_returns": lambda t: discounted_returns(t, Z, 0.9 * COUNTED, COUNTED.double()),
     "lambda_returns": lambda t: lambda_returns(t, Z, 0.9 * COUNTED, COUNTED.double(), 0.8),

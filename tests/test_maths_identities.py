@@ -179,7 +179,7 @@ def test_gspo_at_sequences_is_gspo_at_tokens() -> None:
     counted = tensor([[True, True, True, False], [True, True, False, False], [True] * 4])
     logp, old, advantages = (0.1 * numbers(3, 4, seed=1)).requires_grad_(), 0.1 * numbers(3, 4, seed=2), tensor([1.0, -1.0, 2.0], dtype=D)
     for low, high in ((3e-4, 4e-4), (0.2, 0.3)):
-        whole = reduce.pairs(clipped_surrogate(sequence_logp(logp, counted), sequence_logp(old, counted), advantages, low, high), 3)
+        whole = reduce.elements(clipped_surrogate(sequence_logp(logp, counted), sequence_logp(old, counted), advantages, low, high), 3)
         each = clipped_surrogate(sequence_logp_at_tokens(logp, counted), sequence_logp_at_tokens(old, counted), advantages[:, None].expand(3, 4), low, high)
         by_token = reduce.sequences(each, counted, 3)
         torch.testing.assert_close(whole, by_token)
@@ -213,7 +213,7 @@ def test_dpo_starts_at_log_two_and_ends_at_the_tilted_reference() -> None:
 
     def loss() -> Tensor:
         gain = beta * (logits.log_softmax(-1) - ref)
-        return reduce.pairs(preferred * bradley_terry(gain[i], gain[j]), 25) * 2  # each pair stands here twice, once each way round
+        return reduce.elements(preferred * bradley_terry(gain[i], gain[j]), 25) * 2  # each pair stands here twice, once each way round
 
     assert loss().item() == pytest.approx(math.log(2))
     optimiser = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe")

@@ -263,7 +263,7 @@ def test_a_scalar_does_not_depend_on_how_the_batch_is_cut(xs: list[Tensor], data
         lambda x, c: reduce.tokens(x, c, 11),
         lambda x, c: reduce.sequences(x, c, 5),
         lambda x, c: reduce.constant(x, c, 5, 9),
-        lambda x, c: reduce.pairs(x, 5),
+        lambda x, c: reduce.elements(x, 5),
     ):
         torch.testing.assert_close(scalar(loss[:cut], counted[:cut]) + scalar(loss[cut:], counted[cut:]), scalar(loss, counted), **CLOSE)
 

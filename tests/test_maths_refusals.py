@@ -184,7 +184,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no sequences at all": (lambda: reduce.sequences(ONE, ONE, 0), "reduce.sequences: total=0"),
     "no constant": (lambda: reduce.constant(ONE, ONE, 0, 1), "reduce.constant: total=0"),
     "no length": (lambda: reduce.constant(ONE, ONE, 1, 0), "reduce.constant: length=0"),
-    "no pairs": (lambda: reduce.pairs(ONE, 0), "reduce.pairs: total=0"),
+    "no pairs": (lambda: reduce.elements(ONE, 0), "reduce.elements: total=0"),
     "negative": (lambda: reduce.tokens(ONE, ONE, -1), "total=-1"),
     # statistics
     "one value": (lambda: stats.bootstrap([1.0]), r"bootstrap: 1 value\(s\); an interval needs 2 or more"),
@@ -258,7 +258,7 @@ ACCEPTED: dict[str, Callable[[], Any]] = {
     "last token": lambda: token_likelihood(torch.zeros(2, 3), torch.zeros(2, 3), IDS),
     "cold": lambda: from_logits(torch.zeros(2, 2), IDS, temperature=TINY),
     "coef 0": lambda: kl.AdaptiveCoefficient(0.0, TINY, 1).after(0.0, 4),
-    "one of one": lambda: (reduce.tokens(ONE, ONE, 1), reduce.sequences(ONE, ONE, 1), reduce.constant(ONE, ONE, 1, 1), reduce.pairs(ONE, 1)),
+    "one of one": lambda: (reduce.tokens(ONE, ONE, 1), reduce.sequences(ONE, ONE, 1), reduce.constant(ONE, ONE, 1, 1), reduce.elements(ONE, 1)),
     "level": lambda: stats.bootstrap([1.0, 2.0], level=TINY, resamples=1),
     "level near 1": lambda: stats.bootstrap([1.0, 2.0], level=1 - TINY, resamples=1),
     "none of one": lambda: stats.wilson(0, 1, z=TINY),

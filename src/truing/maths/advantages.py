@@ -65,8 +65,8 @@ def gae(rewards: Tensor, values: Tensor, next_values: Tensor, discount: Tensor, 
     delta = td_error(reward=rewards, value=values, next_value=next_values, discount=discount)
     decay = discount * lam * carry
     advantages, following = [], torch.zeros_like(delta[..., -1])
-    for t in reversed(range(delta.shape[-1])):
-        following = delta[..., t] + decay[..., t] * following
+    for delta_t, decay_t in zip(delta.unbind(-1)[::-1], decay.unbind(-1)[::-1], strict=True):
+        following = delta_t + decay_t * following
         advantages.append(following)
     return torch.stack(advantages[::-1], -1)
 

@@ -46,13 +46,15 @@ def constant(loss: Tensor, counted: Tensor, total: int, length: int) -> Tensor:
     return _kept("constant", loss, counted).sum() / (_positive("constant", total=total) * _positive("constant", length=length))
 
 
-def pairs(loss: Tensor, total: int) -> Tensor:
-    """Mean over pairs, or over sequences whose loss is one number: ``sum(loss) / total``, total = those of the whole batch.
+def elements(loss: Tensor, total: int) -> Tensor:
+    """Mean over elements that all count, ``sum(loss) / total``: pairs, steps, packed tokens, or sequences with one loss each.
 
-    >>> pairs(torch.tensor([1.0, 2.0]), total=6)  # 3 / 6
+    total = those of the whole batch, of which these may be a part.
+
+    >>> elements(torch.tensor([1.0, 2.0]), total=6)  # 3 / 6
     tensor(0.5000)
     """
-    return loss.sum() / _positive("pairs", total=total)
+    return loss.sum() / _positive("elements", total=total)
 
 
 def _kept(caller: str, loss: Tensor, counted: Tensor) -> Tensor:

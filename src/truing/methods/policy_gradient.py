@@ -137,4 +137,4 @@ def critic_loss(networks: Networks, steps: Steps, advantages: Tensor, config: Ac
     now = networks.look(steps.observations, steps.actions)
     error = squared_error(now.values, advantages + steps.values)
     loss = policy.reinforce(now.logp, advantages) + config.value_weight * error - config.entropy * now.entropy
-    return reduce.pairs(loss, loss.numel())
+    return reduce.elements(loss, loss.numel())

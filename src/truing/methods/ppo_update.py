@@ -119,7 +119,7 @@ def objective(now: Present, past: Past, total: int, bounds: Bounds, seen: Seen) 
     loss = surrogate + bounds.value_weight * error
     if bounds.entropy:
         loss = loss - bounds.entropy * now.entropy
-    return reduce.pairs(loss, total)
+    return reduce.elements(loss, total)
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ def loss(model: Role, pairs: Sequence[TokenPair], total: int, weight: float, see
         both = torch.cat([chosen, rejected])
         for name, value in (("accuracy", _wins(chosen, rejected).sum()), ("margin/mean", (chosen - rejected).sum()), ("score/mean", both.sum() / 2)):
             seen[name] = seen.get(name, 0.0) + float(value) / total
-    return reduce.pairs(bradley_terry(chosen, rejected, margin) + weight * centering(chosen, rejected), total)
+    return reduce.elements(bradley_terry(chosen, rejected, margin) + weight * centering(chosen, rejected), total)
 
 
 @torch.no_grad()
