@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn, tensor
 
-from truing.errors import ConfigError, ModelError
+from truing.errors import ConfigError, ModelError, NonFiniteError
 from truing.learn.update import Learner
 from truing.methods.control import Trained, evaluate
 from truing.methods.policy_gradient import ActorCritic, Reinforce, critic_loss, episode_advantages
 from truing.methods.ppo_control import PPOControl, ppo
-from truing.methods.ppo_update import Past, Present, Seen, minibatches, objective, summary
+from truing.methods.ppo_update import Past, Present, Seen, estimate, minibatches, objective, summary
 from truing.models.networks import build
 from truing.rollout.scaling import Scaler
 from truing.rollout.steps import Steps
@@ -78,6 +78,13 @@ def test_minibatches_hold_every_row_once_and_are_shuffled() -> None:
     assert sorted(sum(parts, [])) == list(range(10)) and [len(p) for p in parts] == [3, 3, 4] and sum(parts, []) != list(range(10))
     assert list(minibatches(10, 1, 0, 1, 2)) == [list(range(10))]  # of one, the order cannot matter
     assert [len(p) for p in minibatches(2, 5, 0, 1, 2)] == [1, 1]
+
+
+def test_a_diverged_value_model_is_named() -> None:
+    one = torch.ones(2, 3)
+    values = torch.tensor([[0.0, float("nan"), 0.0], [0.0, float("inf"), 0.0]])
+    with pytest.raises(NonFiniteError, match="2 of 6 values"):
+        estimate(one, values, one, one, one, 0.9, one.bool())
 
 
 # -- the step of weights -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from truing.errors import NonFiniteError
 from truing.maths import kl, reduce
 from truing.maths.advantages import gae, whiten
 from truing.maths.policy import clip_share, clipped_surrogate, ratio
@@ -47,7 +48,13 @@ class Estimate(NamedTuple):
 
 
 def estimate(rewards: Tensor, values: Tensor, next_values: Tensor, discount: Tensor, carry: Tensor, lam: float, counted: Tensor) -> Estimate:
-    """Advantages by GAE (`maths.advantages.gae` has the arguments, all ``[..., T]``) and the targets they imply."""
+    """Advantages by GAE (`maths.advantages.gae` has the arguments, all ``[..., T]``) and the targets they imply.
+
+    Raises NonFiniteError when a value is NaN or infinite: the value model has diverged.
+    """
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise NonFiniteError(f"{bad} of {values.numel()} values are NaN or infinite: the value model has diverged; lower its learning rate")
     advantages = gae(rewards, values, next_values, discount, carry, lam)
     return Estimate(whiten(advantages, counted), advantages + values)
 
