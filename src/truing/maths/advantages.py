@@ -62,11 +62,11 @@ def gae(rewards: Tensor, values: Tensor, next_values: Tensor, discount: Tensor, 
     """
     check.steps("gae", rewards, next_values, discount, carry, values=values)
     check.fraction("gae", lam=lam)
-    delta = td_error(reward=rewards, value=values, next_value=next_values, discount=discount)
-    decay = discount * lam * carry
-    advantages, following = [], torch.zeros_like(delta[..., -1])
-    for delta_t, decay_t in zip(delta.unbind(-1)[::-1], decay.unbind(-1)[::-1], strict=True):
-        following = delta_t + decay_t * following
+    delta = td_error(reward=rewards, value=values, next_value=next_values, discount=discount).unbind(-1)
+    decay = (discount * lam * carry).unbind(-1)
+    advantages, following = [], torch.zeros_like(delta[-1])
+    for t in reversed(range(len(delta))):
+        following = delta[t] + decay[t] * following
         advantages.append(following)
     return torch.stack(advantages[::-1], -1)
 
