@@ -242,13 +242,17 @@ def _figure(found: Sequence[Compared], seeds: Sequence[int]) -> Any:
             ylabel=f"episodes of {len(c.returns)}",
             title=f"one frozen policy (seed {seeds[0]}, mean return {c.returns.mean():.0f})",
         )
+        decades = [m * 10.0**e for e in range(8) for m in (1, 2, 5)]
+        spread.set_xticks([t for t in decades if x[0] <= t <= x[-1]])
+        spread.minorticks_off()
+        spread.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         for i, one in enumerate(found):
             for b in (0, 1, 2):
                 ratio = trace_ratio([one], 0, b) if b else Interval(1.0, 1.0, 1.0)
                 where = i + 0.22 * (b - 1)
                 bars.plot([where, where], [ratio.low, ratio.high], color=COLOURS[b], linewidth=2.4, alpha=0.5)
                 bars.plot(where, ratio.mean, "o", color=COLOURS[b], markersize=6)
-                bars.annotate(f"{ratio.mean:.2g}", (where, ratio.mean), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5, color=COLOURS[b])
+                bars.annotate(f"{ratio.mean:.2f}", (where, ratio.mean), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5, color=COLOURS[b])
         bars.set(
             yscale="log",
             ylim=(0.5 * min(trace_ratio([c], 0, 2).low for c in found), 1.3),
