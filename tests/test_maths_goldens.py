@@ -11,7 +11,7 @@ import torch
 from torch import tensor
 
 from truing.maths import kl, reduce
-from truing.maths.policy import cispo, clip_share, clipped_surrogate, ratio, reinforce, sequence_logp, sequence_logp_at_tokens
+from truing.maths.policy import cispo, clip_share, clipped_surrogate, ratio, reinforce, sequence_logp, sequence_logp_at_tokens, truncated_importance
 from truing.maths.preference import bradley_terry, centering
 from truing.maths.value import clipped_squared_error, squared_error
 
@@ -90,6 +90,14 @@ def test_reinforce_is_minus_advantage_times_log_probability() -> None:
     assert loss.tolist() == [1.5, -2.0]
     loss.sum().backward()
     assert logp.grad is not None and logp.grad.tolist() == [-3.0, 1.0] and advantages.grad is None
+
+
+def test_the_samplers_weight_by_hand() -> None:
+    # .5/.4, .9/.3 limited to 2, .1/.4; a cap of 1 lets no sample count more than the sampler's own
+    logp, sampler = tensor([0.5, 0.9, 0.1], dtype=D).log(), tensor([0.4, 0.3, 0.4], dtype=D).log()
+    torch.testing.assert_close(truncated_importance(logp, sampler, cap=2.0), tensor([1.25, 2.0, 0.25], dtype=D))
+    torch.testing.assert_close(truncated_importance(logp, sampler, cap=1.0), tensor([1.0, 1.0, 0.25], dtype=D))
+    assert truncated_importance(logp, logp.clone(), cap=1.0).tolist() == [1.0, 1.0, 1.0]  # samples that agree, exactly
 
 
 def test_cispo_limits_the_weight_and_keeps_every_gradient() -> None:
@@ -185,6 +193,14 @@ def test_estimators_equal_the_published_example() -> None:
     torch.testing.assert_close(kl.k1(logp, ref), tensor([0.5, -1.0], dtype=D))
     torch.testing.assert_close(kl.k2(logp, ref), tensor([0.125, 0.5], dtype=D))
     torch.testing.assert_close(kl.k3(logp, ref), tensor([0.1065, 0.7183], dtype=D), atol=5e-5, rtol=0)
+
+
+def test_the_penalty_by_hand() -> None:
+    # pi .5, sampled at .25 (rho 2), ref .1, 3 nats to come: k2 = (log 5)^2 / 2 = 1.295145, k3 = .2 - 1 + log 5 = .809438
+    pi, old, ref, later = (tensor([x], dtype=D).log() for x in (0.5, 0.25, 0.1, math.exp(3)))
+    assert kl.penalty(pi, old, ref, later, "k2").item() == pytest.approx(2 * 1.295145 + 2 * 3, abs=1e-5)
+    assert kl.penalty(pi, old, ref, later, "k3").item() == pytest.approx(2 * 0.809438 + 2 * 3, abs=1e-5)
+    assert kl.penalty(pi, pi, pi, 0 * later, "k3").item() == kl.penalty(pi, pi, pi, 0 * later, "k2").item() == 0.0  # at the reference
 
 
 def test_k3s_log_ratio_is_limited_at_twenty_exactly() -> None:

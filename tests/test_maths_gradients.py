@@ -44,6 +44,7 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "k2": lambda t: kl.k2(t, Y),
     "k3": lambda t: kl.k3(t, Y),
     "k3, weighted": lambda t: ratio(t, Z) * kl.k3(t, Y),
+    "penalty k3": lambda t: kl.penalty(t, Y, Z, Z, "k3"),  # k2's weight is a constant, so its gradient is no derivative of its value
     "exact": lambda t: kl.exact(t, Y),
     "exact, reference": lambda t: kl.exact(Y, t),
     "entropy": entropy,

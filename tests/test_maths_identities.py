@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, tensor
 from truing.maths import kl, reduce
 from truing.maths.advantages import gae, group_centred, group_standardised, leave_one_out, td_error
 from truing.maths.likelihood import token_likelihood
-from truing.maths.policy import cispo, clipped_surrogate, ratio, reinforce, sequence_logp, sequence_logp_at_tokens
+from truing.maths.policy import cispo, clipped_surrogate, ratio, reinforce, sequence_logp, sequence_logp_at_tokens, truncated_importance
 from truing.maths.preference import bradley_terry
 from truing.maths.returns import discounted_returns, lambda_returns, n_step_returns
 
@@ -284,3 +285,103 @@ def test_which_gradient_each_estimator_has_off_policy() -> None:
     on = ratio(e.logp, e.logp.detach())
     for estimator in (k1, k3):
         torch.testing.assert_close(e.mean_gradient(on * estimator, e.logp), reverse)
+
+
+class Completions:
+    """Every completion of up to three tokens of a vocabulary of three, whose last ends it; each prefix has its own logits, so sums are expectations.
+
+    ``logp(logits)`` is ``[completions, 3]``, 0 after the end.
+    """
+
+    def __init__(self) -> None:
+        self.logits, self.ref, self.old = (1.5 * numbers(13, 3, seed=1)).requires_grad_(), numbers(13, 3, seed=2), 1.5 * numbers(13, 3, seed=1) + 0.5 * numbers(13, 3, seed=3)
+        whole = [y for n in (1, 2, 3) for y in product(range(3), repeat=n) if 2 not in y[:-1] and (y[-1] == 2 or n == 3)]
+        prefixes = {prefix: i for i, prefix in enumerate(p for n in range(3) for p in product(range(3), repeat=n))}
+        self.state = tensor([[prefixes[y[:t]] if t < len(y) else 0 for t in range(3)] for y in whole])
+        self.token = tensor([[y[t] if t < len(y) else 0 for t in range(3)] for y in whole])
+        self.counted = tensor([[t < len(y) for t in range(3)] for y in whole])
+
+    def logp(self, logits: Tensor) -> Tensor:
+        return torch.where(self.counted, logits.log_softmax(-1)[self.state, self.token], 0.0)
+
+    def chance(self, logits: Tensor) -> Tensor:
+        return self.logp(logits).sum(-1).exp()
+
+    def divergence(self) -> Tensor:
+        """KL(pi || ref) of whole completions, by its definition."""
+        return (self.chance(self.logits) * (self.logp(self.logits) - self.logp(self.ref)).sum(-1)).sum()
+
+    def later(self, of: Tensor) -> Tensor:
+        return of.flip(-1).cumsum(-1).flip(-1) - of
+
+
+@pytest.mark.parametrize("kind", ["k2", "k3"])
+@pytest.mark.parametrize("estimator", [kl.k1, kl.k3])
+def test_the_penaltys_mean_gradient_is_that_of_the_divergence_of_whole_completions(kind: str, estimator: Callable[[Tensor, Tensor], Tensor]) -> None:
+    c = Completions()
+    chance, logp, logp_ref = c.chance(c.logits).detach(), c.logp(c.logits), c.logp(c.ref)
+    assert len(chance) == 1 + 2 + 12 and chance.sum().item() == pytest.approx(1.0, abs=1e-12)
+    right = gradient(c.divergence(), c.logits)
+    later = c.later(estimator(logp, logp_ref)).detach()
+
+    def mean(term: Tensor) -> Tensor:
+        return gradient((chance * (term * c.counted).sum(-1)).sum(), c.logits)
+
+    found = mean(kl.penalty(logp, logp.detach(), logp_ref, later, kind))
+    torch.testing.assert_close(found, right, atol=1e-10, rtol=0)
+    # without what follows a token it prices the token's own step only: another direction, not another size
+    alone = mean(kl.penalty(logp, logp.detach(), logp_ref, torch.zeros_like(later), kind))
+    assert (alone - right).abs().max() > 0.05 and torch.cosine_similarity(alone.flatten(), right.flatten(), dim=0) < 0.99
+    # the last token has nothing after it, so there both agree; and what is still to come is a constant
+    last = [i for i in range(13) if i >= 4]
+    torch.testing.assert_close(alone[last], right[last], atol=1e-10, rtol=0)
+    live = c.later(estimator(logp, logp_ref))
+    torch.testing.assert_close(mean(kl.penalty(logp, logp.detach(), logp_ref, live, kind)), right, atol=1e-10, rtol=0)
+    # the other sign, the reference and the policy exchanged, and the field's plain k3: none of them is it
+    for wrong in (
+        kl.penalty(logp, logp.detach(), logp_ref, -later, kind),
+        kl.penalty(logp, logp.detach(), logp_ref, estimator(logp, logp_ref).detach() + later, kind),
+        kl.k3(logp, logp_ref) + ratio(logp, logp.detach()) * later,
+        kl.k3(logp_ref, logp) + ratio(logp, logp.detach()) * later,
+    ):
+        assert (mean(wrong) - right).abs().max() > 0.02
+
+
+def test_the_penalty_at_an_older_policys_samples_weighs_them() -> None:
+    c = Completions()
+    first = (c.state == 0) & c.counted  # the first token: nothing before it, so its chance is exact under either policy
+    logp, logp_old, logp_ref = c.logp(c.logits), c.logp(c.old), c.logp(c.ref)
+    own = gradient(kl.exact(c.logits[0], c.ref[0]), c.logits)
+    later = numbers(3, seed=9)[c.token]  # whatever follows, a function of the first token
+    after = gradient((c.logits[0].softmax(-1) * numbers(3, seed=9)).sum(), c.logits)
+    for kind in ("k2", "k3"):
+        term = kl.penalty(logp, logp_old, logp_ref, later, kind)
+        torch.testing.assert_close(gradient((c.chance(c.old) * (term * first).sum(-1)).sum(), c.logits), own + after, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["k2", "k3"])
+def test_the_penaltys_gradient_of_one_sample_is_its_divergence_so_far_and_to_come(kind: str) -> None:
+    # d/d log pi of both: rho * (log pi - log ref + later); for k3, k3 + (1 - ref / pi) is log pi - log ref as well
+    logp, old, ref, later = (numbers(5, seed=s) for s in (4, 5, 6, 7))
+    logp.requires_grad_()
+    found = gradient(kl.penalty(logp, old, ref, later, kind).sum(), logp)
+    torch.testing.assert_close(found, (logp - old).exp() * (logp - ref + later))
+    value = kl.penalty(logp, old, ref, later, kind).detach()
+    torch.testing.assert_close(value, (logp - old).exp().detach() * (getattr(kl, kind)(logp, ref).detach() + later))
+
+
+# -- another program's samples -------------------------------------------------------------------------------------------
+def test_the_weight_of_another_programs_samples_makes_their_mean_the_trainers() -> None:
+    # uncapped, sum_a mu (pi / mu) f = sum_a pi f; the cap lowers what the sampler all but never draws
+    pi, mu, f = (numbers(6, seed=s) for s in (1, 2, 3))
+    pi.requires_grad_()
+    logp, sampler = pi.log_softmax(-1), mu.log_softmax(-1)
+    weight = truncated_importance(logp, sampler, cap=1e6)
+    torch.testing.assert_close((sampler.exp() * weight * f).sum(), (logp.exp() * f).sum().detach())
+    assert not weight.requires_grad  # its gradient would make it a second ratio
+    capped = truncated_importance(logp, sampler, cap=1.5)
+    torch.testing.assert_close(capped, weight.clamp(max=1.5))
+    assert (capped < weight).any() and (capped < 1).any()  # small weights stay small
+    # and the policy's gradient is REINFORCE's under the trainer's own distribution
+    found = gradient((sampler.exp() * weight * reinforce(logp, f)).sum(), pi)
+    torch.testing.assert_close(found, gradient(-(logp.exp() * f).sum(), pi))

@@ -13,7 +13,7 @@ from torch import Tensor, tensor
 from truing.maths import check, kl, reduce, stats
 from truing.maths.advantages import gae, group_centred, group_standardised, leave_one_out, whiten
 from truing.maths.likelihood import from_logits, token_likelihood
-from truing.maths.policy import cispo, clip_share, clipped_surrogate, ratio, reinforce, sequence_logp, sequence_logp_at_tokens
+from truing.maths.policy import cispo, clip_share, clipped_surrogate, ratio, reinforce, sequence_logp, sequence_logp_at_tokens, truncated_importance
 from truing.maths.preference import bradley_terry, centering
 from truing.maths.returns import discounted_returns, lambda_returns, n_step_returns
 from truing.maths.value import clipped_squared_error, squared_error
@@ -102,6 +102,9 @@ SHAPES: dict[str, list[Callable[[], Any]]] = {
     "k2": pairs_of(kl.k2, 2),
     "k3": pairs_of(kl.k3, 2),
     "exact": pairs_of(kl.exact, 2),
+    "penalty|ratio|k2": pairs_of(kl.penalty, 4, "k2"),
+    "penalty|ratio|k3": pairs_of(kl.penalty, 4, "k3"),
+    "ratio|truncated_importance": pairs_of(truncated_importance, 2, 2.0),
     "reduce.tokens": pairs_of(reduce.tokens, 2, 2),
     "reduce.sequences": pairs_of(reduce.sequences, 2, 2),
     "reduce.constant": pairs_of(reduce.constant, 2, 2, 2),
@@ -171,6 +174,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "head of 3 axes": (lambda: token_likelihood(torch.zeros(2, 3), torch.zeros(5, 3, 1), IDS), r"weight \(5, 3, 1\)"),
     "another bias": (lambda: token_likelihood(torch.zeros(2, 3), torch.zeros(5, 3), IDS, bias=torch.zeros(4)), r"bias \(4,\)"),
     "a broadcasting bias": (lambda: token_likelihood(torch.zeros(2, 3), torch.zeros(5, 3), IDS, bias=torch.zeros(1)), r"bias \(1,\)"),
+    "cap": (lambda: truncated_importance(ONE, ONE, 1 - TINY), "truncated_importance: cap=0.999999999 must be 1 or more"),
+    "cap NaN": (lambda: truncated_importance(ONE, ONE, NAN), "cap=nan"),
+    "kind k1": (lambda: kl.penalty(ONE, ONE, ONE, ONE, "k1"), "penalty: kind='k1' must be 'k2' or 'k3'"),
+    "kind": (lambda: kl.penalty(ONE, ONE, ONE, ONE, "K2"), "kind='K2'"),
     # KL controller
     "kl NaN": (lambda: kl.AdaptiveCoefficient(0.1, 6.0).after(NAN, 1), "kl=nan is not finite"),
     "kl inf": (lambda: kl.AdaptiveCoefficient(0.1, 6.0).after(INF, 1), "kl=inf"),

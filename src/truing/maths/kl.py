@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from truing.maths import check
+from truing.maths.policy import ratio
 
 LOG_RATIO_LIMIT = 20.0  # as in `policy`: exp(20) = 4.9e8 nats is far away whatever its value
 
@@ -55,6 +56,36 @@ def k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
     check.same_shape("k3", logp=logp, logp_ref=logp_ref)
     log_ref_over_pi = (logp_ref - logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return log_ref_over_pi.expm1() - log_ref_over_pi  # not exp() - 1: near 0, where policies are, that loses every digit of x^2 / 2
+
+
+def penalty(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, later: Tensor, kind: str) -> Tensor:
+    """The divergence as a loss, one number a token, whose gradient is that of KL(pi || ref) of whole completions.
+
+    Token t changes its own divergence, and the divergence of all that follows it:
+    ``own_t + rho_t * later_t`` with ``rho = pi / pi_old`` and own = ``sg(rho) k2`` or ``rho k3``, whose gradients are one number,
+    ``rho (log pi - log ref)``. Leaving `later` out, as the field does, prices only the token's own step, so that the optimum is
+    no longer ``ref * exp(score / coef)``.
+
+    Args:
+        logp: of the current policy, with gradient.
+        logp_old, logp_ref: of the policy that sampled, and of the reference.
+        later: estimated divergence of all tokens after each one, under the sampling policy; a constant
+            (`returns.discounted_returns` of k1 or k3, less the token's own).
+        kind: "k2" or "k3".
+
+    Raises ValueError when shapes differ or kind is another.
+    Source: Liu et al. 2025 (arXiv 2510.01555); the second term is the policy-gradient theorem's.
+
+    >>> half, tenth = torch.tensor([0.5]).log(), torch.tensor([0.1]).log()
+    >>> penalty(half, half, tenth, torch.tensor([2.0]), "k3")  # 0.2 - 1 - log 0.2, and 2
+    tensor([2.8094])
+    """
+    check.same_shape("penalty", logp=logp, later=later)
+    if kind not in ("k2", "k3"):
+        raise ValueError(f"penalty: kind={kind!r} must be 'k2' or 'k3'")
+    rho = ratio(logp, logp_old)
+    estimator, weight = (k2, rho.detach()) if kind == "k2" else (k3, rho)
+    return weight * estimator(logp, logp_ref) + rho * later.detach()
 
 
 def exact(logits: Tensor, logits_ref: Tensor) -> Tensor:

@@ -70,6 +70,23 @@ def clipped_surrogate(
     return torch.minimum(loss, advantages.abs() * dual_clip)  # binds for A < 0 only: for A > 0 the loss is below 0
 
 
+def truncated_importance(logp: Tensor, logp_sampler: Tensor, cap: float) -> Tensor:
+    """Weight ``min(pi(a|s) / mu(a|s), cap)`` of a token that another program, mu, drew from the same weights: a constant, no gradient.
+
+    A sampler and a trainer compute the same numbers in another order or precision; the weight makes the samples count as the
+    trainer's own, and the cap keeps one token's rounding from ruling the update. It is no part of PPO's ratio, which stays 1 at first.
+
+    Raises ValueError when shapes differ or cap is below 1.
+    Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training" (truncated importance sampling).
+
+    >>> truncated_importance(torch.tensor([0.5, 0.9]).log(), torch.tensor([0.4, 0.3]).log(), cap=2.0)  # 1.25, and 3 limited to 2
+    tensor([1.2500, 2.0000])
+    """
+    if not cap >= 1:
+        raise ValueError(f"truncated_importance: cap={cap} must be 1 or more, or samples that agree would be weighted down")
+    return ratio(logp, logp_sampler).detach().clamp(max=cap)
+
+
 def clip_share(logp: Tensor, logp_old: Tensor, clip_low: float = 0.2, clip_high: float | None = None) -> Tensor:
     """1 where the ratio lies outside the clip bounds, else 0, one number an element.
 
