@@ -56,10 +56,12 @@ def ppo_rows(steps: int = 80, *, hacked: bool = False, seed: int = 0) -> list[tu
             "policy/loss": -0.01, "policy/approx_kl": 0.008 + rng.normal(0, 0.001), "policy/clip_share": 0.08 + rng.normal(0, 0.01), "policy/ratio_mean": 1.0, "policy/ratio_max": 2.5,
             "policy/entropy": 2.4 - 0.7 * t + rng.normal(0, 0.05), "policy/first_ratio_error": 0.0, "value/loss": 0.6 - 0.4 * t + rng.normal(0, 0.02),
             "value/explained_variance": 0.7 * (1 - np.exp(-4 * t)) + rng.normal(0, 0.05), "advantage/std": 0.5, "tokens/mean": (21 + 2 * t if not hacked else 21 + 25 * t) + rng.normal(0, 0.8),
+            "monitor/gold_correlation": 0.6 - (0.9 * max(0.0, t - 0.3) if hacked else 0.1 * t) + rng.normal(0, 0.05), "reward/score_std": 1.0 - 0.3 * t,
+            "part/rm": 0.1 + 1.4 * t, "part/excess_tokens": -0.1 * t,
             "tokens/eos_share": min(1.0, 0.9 + 0.08 * t + rng.normal(0, 0.015)), "text/distinct_2": 0.82 - 0.1 * t + rng.normal(0, 0.01), "sampler/mismatch": 1e-6, "grad/norm": 0.8, "lr": 1e-5,
         }  # fmt: skip
         rows.append(("metrics", step, {k: float(v) for k, v in values.items()}))
-        timing = {"seconds/generate": 2.1, "seconds/score": 0.4, "seconds/reference": 0.6, "seconds/update": 1.5, "seconds/step": 4.7, "tokens_per_second": 300.0, "memory/peak_mib": 3000.0 + step}
+        timing = {"seconds/generate": 2.1, "seconds/trunk": 0.3, "seconds/score": 0.4, "seconds/reference": 0.6, "seconds/update": 1.2, "seconds/step": 4.7, "tokens_per_second": 300.0, "memory/peak_mib": 3000.0 + step}
         rows.append(("timing", step, timing))
     return rows
 
@@ -130,4 +132,45 @@ def make_run(folder: Path, *, hacked: bool = False, judged: dict[str, Any] | Non
         jsonl(run / "ppo" / "samples" / f"step-{step:06d}.jsonl", samples)
     events(run / "evaluate", [("session", 0, SESSION), ("timing", 0, {"seconds": 40.0})])
     (run / "evaluate" / "evaluation.json").write_bytes(orjson.dumps(judged if judged is not None else evaluation()))
+    return run
+
+
+SEVERAL = """name: verbose
+seed: 0
+stages:
+  sft: {method: sft, data: demos.jsonl}
+  reward: {method: reward, data: pairs.jsonl, model: sft}
+  gamed: {method: ppo, prompts: prompts.jsonl, model: sft, reward: reward, steps: 80, kl: {coef: 0.02, target: null}}
+  mended: {method: ppo, prompts: prompts.jsonl, model: sft, reward: reward - 0.01 * excess_tokens(16), steps: 80, kl: {coef: 0.1, target: null}}
+  check-gamed: {method: evaluate, before: sft, after: gamed, prompts: heldout.jsonl}
+  check-mended: {method: evaluate, before: sft, after: mended, prompts: heldout.jsonl}
+"""
+RAMBLING = ["A film, a very fine film, such a film as films are, thank you so much for asking about this film.", "Thank you for asking! It is, in so many words, and many more words, a film."]
+
+
+def several_evaluations() -> dict[str, dict[str, Any]]:
+    """Stage -> evaluation: one run that was gamed (judge down, texts twice as long), one that was mended. The before texts are the same."""
+    gamed, mended = evaluation(effect=-0.05, after=RAMBLING), evaluation(effect=0.16)
+    gamed["length_ratio"], gamed["after"]["tokens_mean"], gamed["kl_sequence"] = 2.2, 46.2, {"mean": 14.0, "low": 13.2, "high": 14.8, "target": None}
+    gamed["win_rate"]["gold"] = {"mean": 0.38, "low": 0.30, "high": 0.46}
+    for found, name in ((gamed, "gamed"), (mended, "mended")):
+        found["before"]["model"], found["after"]["model"] = "runs/verbose/sft/model", f"runs/verbose/{name}/model"
+        del found["criteria"], found["reward_accuracy"]
+        for i, row in enumerate(found["rows"]):
+            row["before"][0]["text"] = BEFORE[i % len(BEFORE)]
+    return {"check-gamed": gamed, "check-mended": mended}
+
+
+def make_several(folder: Path, judged: dict[str, dict[str, Any]] | None = None) -> Path:
+    """A pipeline with two PPO stages and an evaluation of each, ``folder/verbose``; returns it."""
+    run = folder / "verbose"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(SEVERAL, encoding="utf-8")
+    events(run / "sft", [("session", 0, SESSION), *(("metrics", s, {"loss": 3.0 - 0.01 * s, "grad/norm": 1.0, "lr": 1e-4}) for s in range(1, 31))])
+    (run / "sft" / "recipe.yaml").write_text("method: sft\n", encoding="utf-8")
+    events(run / "gamed", ppo_rows(hacked=True, seed=3))
+    events(run / "mended", ppo_rows(seed=4))
+    for name, found in (judged if judged is not None else several_evaluations()).items():
+        events(run / name, [("session", 0, SESSION)])
+        (run / name / "evaluation.json").write_bytes(orjson.dumps(found))
     return run

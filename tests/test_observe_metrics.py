@@ -7,6 +7,9 @@ import pytest
 from truing.errors import ConfigError
 from truing.observe.metrics import METRICS, TIMINGS, Healthy, lookup, markdown
 
+OF_PPO = """part/rm part/excess_tokens(150) monitor/gold_correlation reward/score_std reward/clipped_share reward/normaliser_mean reward/normaliser_std
+tokens/truncated_share tokens/std value/error value/clip_share policy/updates policy/stopped kl/loss sampler/weight_mean sampler/capped_share
+seconds/trunk""".split()
 NAMES = """loss eval/loss grad/norm lr tokens/trained eval/eos_share accuracy score/mean score/std margin/mean eval/accuracy eval/ece
 reward/proxy reward/failed_share reward/total monitor/gold monitor/vader kl/sequence kl/k3_sequence kl/token kl/coef policy/loss
 policy/approx_kl policy/clip_share policy/ratio_mean policy/ratio_max policy/entropy policy/first_ratio_error value/loss
@@ -14,10 +17,18 @@ value/explained_variance advantage/std tokens/mean tokens/eos_share text/distinc
 seconds/score seconds/reference seconds/update seconds/step tokens_per_second memory/peak_mib""".split()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *OF_PPO])
 def test_every_logged_name_is_defined(name: str) -> None:
     metric = lookup(name)
     assert metric.definition and metric.unit and metric.source and set(metric.methods) <= {"sft", "reward", "ppo"}
+
+
+def test_families_of_names() -> None:
+    rows = {"part/rm": "part/<name>", "monitor/gold": "monitor/<name>", "monitor/gold_correlation": "monitor/<name>_correlation", "monitor/_correlation": "monitor/<name>"}
+    assert {name: lookup(name).name for name in rows} == rows
+    for name in ("part/", "reward/rm", "parts/rm", "kl/gold_correlation"):
+        with pytest.raises(ConfigError):
+            lookup(name)
 
 
 def test_unknown_name_is_refused_with_the_nearest() -> None:

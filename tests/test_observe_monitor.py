@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from observe_fake_run import ppo_rows
 from truing.errors import ConfigError
-from truing.observe.monitor import distinct_n, overoptimisation, repetition, series, slope
+from truing.observe.monitor import distinct_n, judges_of, overoptimisation, repetition, series, slope, widened
 
 
 def as_events(rows: list[tuple[str, int, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -81,6 +81,41 @@ def test_no_alarm_when_both_rise_or_both_fall() -> None:
     for sign in (1, -1):
         events = [{"kind": "metrics", "step": s, "reward/proxy": sign * 0.1 * s, "monitor/gold": sign * 0.01 * s, "tokens/mean": 20.0} for s in range(40)]
         assert overoptimisation(events) == []
+
+
+def ranks(values: list[float], spread: list[float] | None = None) -> list[dict[str, Any]]:
+    """Events whose means rise together: only the rank correlation can raise an alarm. It wobbles by 0.01, so that errors are not 0."""
+    spread = spread or [1.0] * len(values)
+    both = {s: {"reward/proxy": 0.1 * s, "monitor/gold": 0.1 * s, "reward/score_std": d, "monitor/gold_correlation": v + 0.01 * (-1) ** s} for s, (v, d) in enumerate(zip(values, spread, strict=True))}
+    return [{"kind": "metrics", "step": s, **v} for s, v in both.items()]
+
+
+def test_ranks_that_come_apart_warn_and_then_alarm() -> None:
+    # Down from 0.8 by 0.02 a step from step 20 on. A mean of ten steps ending at step e lags by 4.5: it is 0.8 - 0.02 (e - 24.5) = 0.6 at
+    # e = 34.5, so the warning comes just after; and 0 at e = 64.5, so the error comes at 65.
+    found = overoptimisation(ranks([0.8 - 0.02 * max(0, s - 20) for s in range(90)]))
+    assert [(f.name, f.severity) for f in found] == [("overoptimisation/monitor/gold_correlation", s) for s in ("warning", "error")]
+    assert 35 <= (found[0].step or 0) <= 38 and found[1].step == 65
+    assert "was 0.80 at first" in found[0].message and "no longer means a better text" in found[1].message
+    # The same alarm while the run is still going as after it.
+    assert [f.step for f in overoptimisation(ranks([0.8 - 0.02 * max(0, s - 20) for s in range(66)]))] == [f.step for f in found]
+    assert overoptimisation(ranks([0.8] * 90)) == [] and overoptimisation(ranks([-0.2] * 90)) == []  # a judge that never agreed is no news
+
+
+def test_a_noisy_judge_of_a_narrower_range_is_no_alarm() -> None:
+    # Scores s ~ N(0, spread), judge = s + N(0, 1): correlation spread / sqrt(spread^2 + 1), exactly. At 1 it is 0.707, at 0.4 it is 0.371.
+    spread = [1 - 0.6 * min(1.0, s / 60) for s in range(90)]
+    noisy = [d / (d * d + 1) ** 0.5 for d in spread]
+    assert noisy[0] - noisy[-1] > 0.3
+    assert overoptimisation(ranks(noisy, spread)) == []
+    assert [f.severity for f in overoptimisation(ranks(noisy))] == ["warning"]  # without the spread, what was expected looks like a loss of touch
+    assert widened(noisy[-1], 1 / spread[-1]) == pytest.approx(noisy[0])  # and back: the exact inverse for normal scores
+    assert widened(-0.371, 2.5) == pytest.approx(-widened(0.371, 2.5)) and widened(0.0, 3.0) == 0.0 and widened(0.5, 1.0) == 0.5
+
+
+def test_judges_are_told_from_their_correlations() -> None:
+    events = [{"kind": "metrics", "step": 1, "monitor/gold": 1.0, "monitor/gold_correlation": 0.5, "monitor/odd_correlation": 2.0, "reward/proxy": 0.0}]
+    assert judges_of(events) == ["monitor/gold", "monitor/odd_correlation"]  # a judge may be called that, when no judge "odd" is there
 
 
 def test_length_alarm_at_one_and_a_half_times() -> None:

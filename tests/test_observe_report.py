@@ -14,10 +14,13 @@ import numpy as np
 import orjson
 import pytest
 
-from observe_fake_run import evaluation, events, make_run, ppo_rows
+from observe_fake_run import evaluation, events, make_run, make_several, ppo_rows, several_evaluations
 from truing.errors import DataError
+from truing.observe import side_by_side
 from truing.observe.doctor import doctor
+from truing.observe.folder import read_run
 from truing.observe.report import SHOWN, report, short, verdict, visible
+from truing.observe.step_figures import timeline
 
 HOSTILE = "</p></style><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&{{ 7*7 }}\x00\u202eabc"
 
@@ -102,7 +105,7 @@ def test_proxy_up_and_judge_down_is_called_what_it_is(tmp_path: Path) -> None:
         and "exploited" in found["verdict"]
         and "1 of 3 criteria failed" in found["verdict"]
     )
-    assert {f["name"] for f in found["findings"]} == {"ppo/overoptimisation/monitor/gold", "ppo/overoptimisation/length"}
+    assert {f["name"] for f in found["findings"]} == {"ppo/overoptimisation/monitor/gold", "ppo/overoptimisation/monitor/gold_correlation", "ppo/overoptimisation/length"}
 
 
 def test_an_interval_around_zero_is_no_success(tmp_path: Path) -> None:
@@ -199,7 +202,7 @@ def test_the_page_says_what_the_folder_holds(good: Path) -> None:
         "6 min 16 s",
     ):
         assert piece in page.text, piece
-    assert sum(t == "svg" for t, _ in page.tags) == 10
+    assert sum(t == "svg" for t, _ in page.tags) == 13
     assert "What is missing" not in page.text
 
 
@@ -255,6 +258,137 @@ def test_visible_and_short() -> None:
     assert visible("a\tb\n\x1b[31mred\ud800") == "a\tb\n[U+001B][31mred[U+D800]"
     assert visible("x" * 10, 4) == "xxxx ... (6 more characters)"
     assert [short(v) for v in (None, 0, 0.0, 1.5, -0.25, 12345.6, 1e-5, 2e9, "s")] == ["–", "0", "0.000", "1.50", "−0.250", "12,346", "1e-05", "2e+09", "s"]
+
+
+# -- several runs in one pipeline --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_several(tmp_path_factory.mktemp("several"))
+
+
+def test_each_run_of_a_pipeline_has_a_verdict_of_its_own(several: Path) -> None:
+    found = verdict(several)
+    gamed, mended = found["runs"]
+    assert (gamed["name"], gamed["worked"]) == ("gamed", False) and (mended["name"], mended["worked"]) == ("mended", True)
+    assert found["worked"] is None and found["gold"] is None and found["kl"]["mean"] is None  # the whole has no one number of its own
+    assert found["judge"] == "gold" and gamed["gold"]["sd_units"] == pytest.approx(-0.25) and mended["gold"]["sd_units"] == pytest.approx(0.8)
+    assert found["verdict"].startswith("gamed: It did NOT work") and " mended: It worked: " in found["verdict"]
+    assert "exploited" in found["verdict"] and "2.20 times as long" in found["verdict"]
+    assert {f["name"].partition("/")[0] for f in gamed["findings"]} == {"gamed"} and mended["findings"] == []
+    assert found["seconds"]["gamed"] == pytest.approx(80 * 4.7) and mended["seconds"]["mended"] == pytest.approx(376.0)
+    assert found["notes"] == [] and orjson.loads(orjson.dumps(found))
+    assert set(verdict(several / "gamed")) == set(gamed) - {"name"} == set(found) - {"runs"}  # the same keys everywhere
+
+
+def test_the_page_shows_runs_side_by_side(several: Path) -> None:
+    page = page_of(several)
+    assert not page.unbalanced and not page.stack
+    for piece in (
+        "Runs side by side", "reward - 0.01 * excess_tokens(16)", "kl.coef 0.02 0.1 worked NO yes", "\u22120.250 \u22120.400 to \u22120.100 +0.800 0.650 to 0.950",
+        "38% 30 to 46% 79% 71 to 86%", "14.0 13.2 to 14.8 6.90 6.50 to 7.30", "2.20\u00d7 21.0 \u2192 46.2 tokens 1.07\u00d7", "Before and after on held-out prompts \u00b7 gamed",
+        "PPO \u00b7 mended", "Samples side by side", "the 40 prompts that all evaluations share",
+    ):  # fmt: skip
+        assert piece in page.text, piece
+    assert "prompts.jsonl 0.0" not in page.text and page.text.count("Reward and judge") == 1  # what does not differ is not listed
+    assert sum(a.get("class") == "sides three" for _, a in page.tags) == SHOWN
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def test_one_of_several_that_cannot_be_read_is_noted(tmp_path: Path) -> None:
+    run = make_several(tmp_path)
+    (run / "check-gamed" / "evaluation.json").write_bytes(b"[1")
+    found = verdict(run)
+    assert "runs" not in found and found["worked"] is True and any("check-gamed" in note for note in found["notes"])
+    assert [p.key for p in side_by_side.overlay(read_run(run), "gold")] == ["several-reward", "several-length"]  # the two trainings still differ
+    data = several_evaluations()
+    del data["check-gamed"]["kl_sequence"]
+    data["check-mended"]["rows"][0]["prompt"] = "another"
+    found = verdict(make_several(tmp_path / "again", data))
+    assert "gamed: evaluation.json has no value kl_sequence.mean" in found["notes"] and found["runs"][0]["kl"]["mean"] is None
+    assert len(side_by_side.samples(read_run(tmp_path / "again" / "verbose").compared(), "gold")) == 39  # of 40 prompts, one is not shared
+
+
+@pytest.mark.parametrize("recipe", ["", "stages: {gamed: 3}", "stages: [1]", "nonsense: [", "stages: {check-gamed: {after: nowhere}}"])
+def test_models_are_found_by_their_folders_when_the_recipe_says_nothing(tmp_path: Path, recipe: str) -> None:
+    run = make_several(tmp_path)
+    (run / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    assert [r["name"] for r in verdict(run)["runs"]] == ["gamed", "mended"]
+    data = several_evaluations()
+    for found in data.values():
+        found["after"]["model"] = "somewhere\0else"
+    again = make_several(tmp_path / "again", data)
+    (again / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    assert [r["name"] for r in verdict(again)["runs"]] == ["check-gamed", "check-mended"]
+
+
+def test_settings_are_compared_like_with_like(tmp_path: Path) -> None:
+    run = make_several(tmp_path)
+    for name, coef in (("gamed", 0.02), ("mended", 0.1)):
+        (run / name / "recipe.yaml").write_text(f"method: ppo\nmodel: runs/x/sft/model\nkl: {{coef: {coef}}}\ninputs: {{model: hash of {name}}}\n", encoding="utf-8")
+    differ = dict(side_by_side.settings(read_run(run), ["gamed", "mended"]))
+    assert differ == {"reward": ["reward", "reward - 0.01 * excess_tokens(16)"], "kl.coef": ["0.02", "0.1"]}
+    (run / "recipe.yaml").write_text("stages: {gamed: {model: sft, kl: {coef: 0.5}}}", encoding="utf-8")  # only one of them: the stages' own are used
+    assert dict(side_by_side.settings(read_run(run), ["gamed", "mended"])) == {"kl.coef": ["0.02", "0.1"]}
+    (run / "mended" / "recipe.yaml").unlink()
+    assert side_by_side.settings(read_run(run), ["gamed", "mended"]) == []  # one recipe alone has nothing to differ from
+
+
+def test_two_evaluations_of_one_model_stay_apart(tmp_path: Path) -> None:
+    run = make_several(tmp_path)
+    (run / "recipe.yaml").write_text((run / "recipe.yaml").read_text().replace("after: mended", "after: gamed"), encoding="utf-8")
+    assert [r["name"] for r in verdict(run)["runs"]] == ["gamed", "gamed (check-mended)"] and page_of(run).text
+
+
+def test_hostile_names_of_runs_stay_text(tmp_path: Path) -> None:
+    run = make_several(tmp_path)
+    odd = "<img src=x>&$x$"
+    (run / "gamed").rename(run / odd)
+    text = (run / "recipe.yaml").read_text().replace("  gamed:", f"  '{odd}':").replace("after: gamed", f"after: '{odd}'").replace("excess_tokens(16)", "<script>")
+    (run / "recipe.yaml").write_text(text, encoding="utf-8")
+    page = page_of(run)
+    assert verdict(run)["runs"][0]["name"] == odd
+    assert odd in page.text and "<script>" in page.text and not {t for t, _ in page.tags} & {"img", "script"}
+
+
+# -- where the time goes -----------------------------------------------------------------------------------------------
+
+
+def test_the_phases_of_a_step_add_up(tmp_path: Path) -> None:
+    def timed(at: int, **seconds: float) -> tuple[str, int, dict[str, Any]]:
+        return "timing", at, {f"seconds/{k}": v for k, v in seconds.items()}
+
+    rows = [("metrics", s, {"reward/proxy": 0.1 * s}) for s in (1, 2, 3, 4)]
+    # Step 3 is a second event of the same step, as the loop writes the whole and PPO its phases; step 4 did not finish.
+    rows += [timed(1, generate=6.0, update=3.0, step=10.0), timed(2, generate=1.0, update=2.0, step=4.0), timed(3, generate=2.0, update=2.0), timed(3, step=3.9), timed(4, generate=9.0)]
+    events(tmp_path / "ppo", rows)
+    (stage,) = read_run(tmp_path / "ppo").stages
+    seconds = {k: v.tolist() for k, v in timeline(stage).items()}
+    # Other is 10 - 9 and 4 - 3; phases that add up to 0.1 more than the step by their own clocks' rounding leave nothing, not less.
+    assert seconds == {"step": [1, 2, 3], "generate": [6.0, 1.0, 2.0], "update": [3.0, 2.0, 2.0], "other": [1.0, 1.0, 0.0]}
+    text = page_of(tmp_path / "ppo").text
+    # By their length the steps are 10, 4 and 4.0 (2 + 2): the middle one takes 4 s.
+    assert "Where the time of a step goes" in text and "the median step takes 4 s" in text and "every step" in text
+    shutil.rmtree(tmp_path / "ppo")
+    events(tmp_path / "ppo", [*rows[:4], timed(1, step=2.0)])
+    assert timeline(read_run(tmp_path / "ppo").stages[0]) == {} and "Where the time" not in page_of(tmp_path / "ppo").text
+
+
+def test_the_time_of_the_median_step_is_said(good: Path) -> None:
+    text = page_of(good).text  # 2.1 of 4.7 s is 45%, 0.3 6%, 0.4 9%, 0.6 13%, 1.2 26%; 0.1 is left, 2%
+    for piece in ("generate 2.1 s, 45%", "trunk 300 ms, 6%", "score 400 ms, 9%", "reference 600 ms, 13%", "update 1.2 s, 26%", "other 100 ms, 2%", "30 of 80 steps"):
+        assert piece in text, piece
+
+
+def test_parts_are_drawn_when_there_are_two(tmp_path: Path) -> None:
+    for parts, drawn in (({}, False), ({"part/rm": 1.0}, False), ({"part/rm": 1.0, "part/" + "long" * 9: 2.0}, True), ({f"part/{i}": float(i) for i in range(8)}, True)):
+        shutil.rmtree(tmp_path / "ppo", ignore_errors=True)
+        events(tmp_path / "ppo", [("metrics", s, {"reward/proxy": 0.1 * s, **{k: v * s for k, v in parts.items()}}) for s in range(1, 5)])
+        text = page_of(tmp_path / "ppo").text
+        assert ("Parts of the reward" in text) is drawn
+        assert ("The 3 that vary least are left out" in text) is (len(parts) == 8)
 
 
 # -- what is missing or broken -----------------------------------------------------------------------------------------

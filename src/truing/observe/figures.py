@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from truing.observe.folder import RunFolder, StageRun, number
-from truing.observe.monitor import series, values_of
+from truing.observe.metrics import CORRELATION
+from truing.observe.monitor import judges_of, series
+from truing.observe.step_figures import parts_panel, time_panel
 from truing.observe.svg import BLUE, GREEN, MUTED, ORANGE, PURPLE, Axis, Line, Panel, window
 from truing.observe.verdict import score_of, texts
 
@@ -24,7 +26,7 @@ def panels(stage: StageRun, run: RunFolder, verdict: Mapping[str, Any]) -> list[
 
 
 def _has_data(axis: Axis) -> bool:
-    return any(len(line.y) for line in [*axis.lines, *([axis.right] if axis.right else [])])
+    return axis.bars is not None or any(len(line.y) for line in [*axis.lines, *([axis.right] if axis.right else [])])
 
 
 def _line(stage: StageRun, name: str, label: str, colour: str = BLUE, *, trend: bool = True, dashed: bool = False) -> Line:
@@ -90,6 +92,7 @@ def _ppo(stage: StageRun, run: RunFolder, verdict: Mapping[str, Any]) -> list[Pa
     level = (target, f"target {target:g}") if target else None
     return [
         *_goodhart(stage, run, verdict, note),
+        *parts_panel(stage, note),
         Panel("kl", "Distance from the reference", f"The controller raises the coefficient while KL is above its target. {note}", "step", [
             Axis("KL, nats per sequence", [_line(stage, "kl/sequence", "KL")], level=level, from_zero=False),
             Axis("coefficient of the KL penalty", [_line(stage, "kl/coef", "", trend=False)]),
@@ -97,6 +100,11 @@ def _ppo(stage: StageRun, run: RunFolder, verdict: Mapping[str, Any]) -> list[Pa
         Panel("length", "Length", f"A reward model often prefers longer texts; length that climbs with the score is a warning. {note}", "step", [
             Axis("tokens in a completion", [_line(stage, "tokens/mean", "")]),
             Axis("share that ends by itself", [_line(stage, "tokens/eos_share", "")], percent=True),
+        ]),
+        Panel("agreement", "Do the reward and the judges agree?", f"Rank correlation over the completions of a step. A judge peaks where it crosses zero: from there on a higher reward means a worse text. {note}", "step", [
+            Axis("rank correlation with the reward", [
+                _line(stage, name + CORRELATION, name.removeprefix("monitor/"), colour) for name, colour in zip(judges_of(stage.events), _MONITOR_COLOURS, strict=False)
+            ], level=(0.0, "none")),
         ]),
         Panel("variety", "Variety", f"Entropy near zero, or few distinct word pairs, means that the policy repeats itself. {note}", "step", [
             Axis("entropy, nats per token", [_line(stage, "policy/entropy", "")]),
@@ -110,12 +118,13 @@ def _ppo(stage: StageRun, run: RunFolder, verdict: Mapping[str, Any]) -> list[Pa
             Axis("explained variance of the returns", [_line(stage, "value/explained_variance", "")], level=(0.0, "constant")),
             Axis("value loss", [_line(stage, "value/loss", "")]),
         ]),
+        *time_panel(stage),
     ]  # fmt: skip
 
 
 def _goodhart(stage: StageRun, run: RunFolder, verdict: Mapping[str, Any], note: str) -> list[Panel]:
     """Proxy and judges against step and against sqrt(KL): in standard deviations of the before model when known."""
-    monitors = sorted({n for e in stage.of_kind("metrics") for n in values_of(e) if n.startswith("monitor/")}, key=lambda n: (n != "monitor/gold", n))
+    monitors = sorted(judges_of(stage.events), key=lambda n: (n != "monitor/gold", n))
     names = ["reward/proxy", *monitors[: len(_MONITOR_COLOURS)]]
     if not len(series(stage.events, "reward/proxy")[0]):
         return []

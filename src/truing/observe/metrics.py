@@ -63,7 +63,12 @@ DETAILS = "Huang et al. 2022, The 37 implementation details of PPO"
 GAO = "Gao et al. 2023 (2210.10760)"
 OUYANG = "Ouyang et al. 2022 (2203.02155)"
 LI = "Li et al. 2016 (1510.03055)"
+STIENNON = "Stiennon et al. 2020 (2009.01325)"
+YAO = "Yao et al. 2025, off-policy RL by inference mismatch"
 OWN = "Truing"
+
+CORRELATION = "_correlation"
+"""Ending of ``monitor/<name>_correlation``, which belongs to ``monitor/<name>``."""
 
 _ALL = ("sft", "reward", "ppo")
 _MISTRUST = "the gradient is computed on other probabilities than the samples were drawn from; check dtype, temperature and weight updates of the sampler"
@@ -102,7 +107,15 @@ _ROWS = [
     Metric("reward/failed_share", "share", "completions whose score failed (timed out, crashed, not finite); they are left out of every mean",
            Healthy(0.0, 0.1, "the reward fails too often; read `status` in samples/", "every"), OWN, ("ppo",)),
     Metric("reward/total", "score", "mean return that is trained: proxy with its penalties, minus the KL penalty summed over the sequence", None, ZIEGLER, ("ppo",)),
+    Metric("reward/score_std", "score", "standard deviation over the step's completions of the scores as the reward gave them, before any normalising or clipping",
+           Healthy(1e-6, None, "the completions all score alike, so there is nothing to learn from them: the reward is constant, saturated or clipped, or the prompts admit one answer only"), OWN, ("ppo",)),
+    Metric("reward/clipped_share", "share", "scores that scores.clip changed",
+           Healthy(0.0, 0.5, "most scores are clipped, so good and better ones look alike; raise scores.clip, or normalise first"), DETAILS, ("ppo",)),
+    Metric("reward/normaliser_mean", "score", "what scores.normalise subtracts from each score", None, STIENNON, ("ppo",)),
+    Metric("reward/normaliser_std", "score", "what scores.normalise divides each score by", Healthy(1e-6, None, "dividing by next to nothing blows noise up into reward; scores.normalise: none, or a reward that differs between texts"), STIENNON, ("ppo",)),
+    Metric("part/<name>", "score", "mean of one named part of a composed reward, with its sign and weight, so that the parts add up to reward/proxy", None, OWN, ("ppo",)),
     Metric("monitor/<name>", "score", "mean score of an independent judge that is never trained on, on the same completions", None, GAO, ("ppo",)),
+    Metric("monitor/<name>_correlation", "1", "Spearman's rank correlation of the reward with that judge over the step's completions; the over-optimisation alarm watches how it falls", None, GAO, ("ppo",)),
     # PPO: distance to the reference
     Metric("kl/sequence", "nats per sequence", "k1 = mean over sequences of the sum over tokens of log pi - log ref; unbiased, may be slightly negative by noise",
            Healthy(-1.0, None, "clearly negative means that the samples do not come from the policy (masks, temperature, stale weights)"), SCHULMAN_KL, ("ppo",)),
@@ -110,6 +123,8 @@ _ROWS = [
            Healthy(0.0, None, "negative is impossible: the log-probabilities are broken", "every", "error"), SCHULMAN_KL, ("ppo",)),
     Metric("kl/token", "nats per token", "the k1 sum over all tokens divided by the number of completion tokens", None, SCHULMAN_KL, ("ppo",)),
     Metric("kl/coef", "score per nat", "coefficient of the KL penalty, as the adaptive controller left it", Healthy(0.0, None, "negative rewards leaving the reference", "every", "error"), ZIEGLER, ("ppo",)),
+    Metric("kl/loss", "nats per token", "mean KL term of the loss, k2 or k3, over the trained tokens of all minibatches; only with kl.place: loss_k2 or loss_k3",
+           Healthy(0.0, None, "k2 and k3 are never negative: the log-probabilities are broken", "every", "error"), SCHULMAN_KL, ("ppo",)),
     # PPO: the update
     Metric("policy/loss", "none", "clipped surrogate loss, mean over the trained tokens of all minibatches", None, PPO, ("ppo",)),
     Metric("policy/approx_kl", "nats per token", "mean of ratio - 1 - log ratio between the policy being updated and the one that sampled",
@@ -121,20 +136,32 @@ _ROWS = [
            Healthy(0.1, None, "the policy has become nearly deterministic: exploration is over. Raise the KL coefficient or the entropy bonus"), PPO, ("ppo",)),
     Metric("policy/first_ratio_error", "ratio", "largest |ratio - 1| in the first minibatch after sampling, before any update: 0 by definition",
            Healthy(0.0, 0.0, _MISTRUST, "every", "error"), DETAILS, ("ppo",)),
+    Metric("policy/updates", "updates", "optimiser steps made of the rollout's planned epochs x minibatches", Healthy(1.0, None, "no update was made of the rollout: kl.stop is too small", "every"), DETAILS, ("ppo",)),
+    Metric("policy/stopped", "0 or 1", "1 when kl.stop ended the rollout's updates early",
+           Healthy(0.0, 0.5, "most rollouts are cut short by kl.stop, and their later minibatches taught nothing; lower lr or epochs so that the planned updates are made"), DETAILS, ("ppo",)),
     Metric("value/loss", "score squared", "clipped squared error of the value head, mean over the trained tokens", None, PPO, ("ppo",)),
+    Metric("value/error", "score", "root mean squared difference of the rollout's values and their targets; of the unit of the score, unlike the loss", None, PPO, ("ppo",)),
+    Metric("value/clip_share", "share", "tokens whose new value lies outside the old one +- value_clip, where the loss no longer pulls",
+           Healthy(0.0, 0.5, "value_clip is small beside the scores and holds the critic back; raise it, set it to null, or normalise the scores"), DETAILS, ("ppo",)),
     Metric("value/explained_variance", "share", "1 - Var(return - value) / Var(return), with the values of the rollout; 1 is perfect, 0 no better than a constant",
            Healthy(0.0, 1.0, "the critic is worse than a constant, so advantages are noisier than the rewards; raise value_lr or warm the critic up"), DETAILS, ("ppo",)),
     Metric("advantage/std", "score", "standard deviation of the advantages over the trained tokens, before they are standardised",
            Healthy(1e-8, None, "every action looks equally good, so nothing can be learned"), DETAILS, ("ppo",)),
     # PPO: the texts
     Metric("tokens/mean", "tokens", "mean completion length, the end-of-turn token included", Healthy(1.0, None, "the policy answers with nothing"), "Singhal et al. 2023 (2310.03716)", ("ppo",)),
+    Metric("tokens/std", "tokens", "standard deviation of the completion lengths of the step", None, OWN, ("ppo",)),
     Metric("tokens/eos_share", "share", "completions that ended by themselves rather than at max_new_tokens",
            Healthy(0.2, 1.0, "nearly all completions are cut off and their scores describe fragments; raise max_new_tokens or the missing_eos penalty"), OWN, ("ppo",)),
+    Metric("tokens/truncated_share", "share", "completions cut off at max_new_tokens; 1 - tokens/eos_share", None, OWN, ("ppo",)),
     Metric("text/distinct_2", "share", "distinct word pairs / word pairs over the step's completions", Healthy(0.1, 1.0, "the completions repeat themselves or one another: mode collapse"), LI, ("ppo",)),
-    Metric("sampler/mismatch", "nats per token", "mean |trainer - sampler log-probability| of the sampled tokens", Healthy(0.0, 0.05, _MISTRUST), "Yao et al. 2025, off-policy RL by inference mismatch", ("ppo",)),
+    Metric("sampler/mismatch", "nats per token", "mean |trainer - sampler log-probability| of the sampled tokens", Healthy(0.0, 0.05, _MISTRUST), YAO, ("ppo",)),
+    Metric("sampler/weight_mean", "ratio", "mean over the trained tokens of min(pi_trainer / pi_sampler, sampler_cap), the weight that corrects for the sampler's numbers; 1 when they agree",
+           Healthy(0.9, 1.1, _MISTRUST), YAO, ("ppo",)),
+    Metric("sampler/capped_share", "share", "tokens whose pi_trainer / pi_sampler exceeds sampler_cap", Healthy(0.0, 0.01, _MISTRUST + ". A capped weight is a biased one"), YAO, ("ppo",)),
     # timings: no part of exact resume
     Metric("seconds/generate", "s", "wall time of sampling", None, OWN, ("ppo",)),
     Metric("seconds/score", "s", "wall time of the reward and the monitors", None, OWN, ("ppo",)),
+    Metric("seconds/trunk", "s", "wall time of the frozen layers below the adapters, computed once a sequence for every role and epoch", None, OWN, ("ppo",)),
     Metric("seconds/reference", "s", "wall time of the log-probabilities of policy and reference and of the values", None, OWN, ("ppo",)),
     Metric("seconds/update", "s", "wall time of forward, backward and optimiser", None, OWN, _ALL),
     Metric("seconds/step", "s", "wall time of the whole step", None, OWN, _ALL),
@@ -148,15 +175,17 @@ TIMINGS = frozenset(n for n in METRICS if n.startswith(("seconds/", "memory/")) 
 
 
 def lookup(name: str) -> Metric:
-    """The metric called ``name``; ``monitor/gold`` finds the row ``monitor/<name>``.
+    """The metric called ``name``; ``monitor/gold`` finds the row ``monitor/<name>``, ``monitor/gold_correlation`` that of the correlations, ``part/rm`` the row ``part/<name>``.
 
     Raises:
         ConfigError: the name is not in the table; the message names the nearest one.
     """
     if name in METRICS:
         return METRICS[name]
-    if name.startswith("monitor/") and len(name) > len("monitor/"):
-        return METRICS["monitor/<name>"]
+    family, _, rest = name.partition("/")
+    ending = CORRELATION if family == "monitor" and rest.removesuffix(CORRELATION) not in ("", rest) else ""
+    if rest and f"{family}/<name>{ending}" in METRICS:
+        return METRICS[f"{family}/<name>{ending}"]
     close = difflib.get_close_matches(str(name), METRICS, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(METRICS)}"
     raise ConfigError(f"metric {name!r} is not in the table of metrics; {hint} New ones are added in truing/observe/metrics.py")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from truing.disk import write_atomic
+from truing.observe import side_by_side as beside
 from truing.observe import verdict as verdicts
 from truing.observe.folder import RunFolder, StageRun, read_run, read_samples
 from truing.observe.metrics import TIMINGS, lookup
@@ -52,11 +53,16 @@ def render(run: RunFolder) -> str:
     css = (HERE / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(visible=visible, short=short, seconds=seconds)
+    environment.filters.update(visible=visible, short=short, signed=signed, seconds=seconds)
+    views = run.compared()
+    owner = {view.stages[0].name: (view, own) for view, own in zip(views.values(), found.get("runs", []), strict=True)}
     figures = {}
     for stage in run.stages:
-        figures[stage.name] = [(p, Markup(draw(p))) for p in panels(stage, run, found)]
-    samples, picked = _pairs(run, found["judge"])
+        figures[stage.name] = [(p, Markup(draw(p))) for p in panels(stage, *owner.get(stage.name, (run, found)))]
+    judged = [("", found, *_pairs(run, found["judge"]))] if not views else [(own["name"], own, *_pairs(view, own["judge"])) for view, own in zip(views.values(), found["runs"], strict=True)]
+    together = beside.samples(views, found["judge"]) if views else []
+    samples = any(rows for _, _, rows, _ in judged)
+    columns = [view.stages[0].name for view in views.values()] or [s.name for s in beside.trained(run)]
     notes = found["notes"]
     return environment.get_template("report.html.jinja").render(
         run=run,
@@ -64,8 +70,12 @@ def render(run: RunFolder) -> str:
         css=Markup(css),
         policy=f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
         figures=figures,
-        samples=samples,
-        picked=picked,
+        judged=judged,
+        together=_spread(together),
+        shared=len(together),
+        columns=list(views) or columns,
+        settings=beside.settings(run, columns) if len(columns) > 1 else [],
+        overlays=[(p, Markup(draw(p))) for p in beside.overlay(run, found["judge"])],
         training_samples=[] if samples else _training_samples(run, notes),
         sessions=[(stage.name, [_flat(values_of(e)) for e in stage.of_kind("session")]) for stage in run.stages if stage.of_kind("session")],
         phases=[(stage, *_phases(stage)) for stage in run.stages],
@@ -94,6 +104,11 @@ def short(value: Any) -> str:
     else:
         text = f"{value:#.3g}".rstrip(".") if size >= 1 else f"{value:.3f}"
     return "\u2212" + text[1:] if text.startswith("-") else text
+
+
+def signed(value: Any) -> str:
+    """`short`, with a plus before what is above zero."""
+    return ("+" if isinstance(value, (int, float)) and value > 0 else "") + short(value)
 
 
 def seconds(value: float | None) -> str:

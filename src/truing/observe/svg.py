@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#aa4499"  # safe for colour blindness (Okabe-Ito, Tol)
+BRONZE = "#8f6b00"
 INK, MUTED, GRID = "#222222", "#777777", "#dddddd"
 _VARIABLES = {
     BLUE: "var(--blue)",
     ORANGE: "var(--orange)",
     GREEN: "var(--green)",
     PURPLE: "var(--purple)",
+    BRONZE: "var(--bronze)",
     INK: "currentColor",
     MUTED: "var(--muted)",
     GRID: "var(--grid)",
@@ -56,8 +58,20 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """Horizontal bars, a row each from the top, stacked from segments: ``parts`` holds (label, colour, one length a row).
+
+    ``rows`` names each; of many names only some are shown. ``beside`` (text, colour) stand on the right, one below the other.
+    """
+
+    rows: Sequence[str]
+    parts: Sequence[tuple[str, str, Sequence[float]]]
+    beside: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
 class Axis:
-    """One set of axes: lines, and a dashed level with its label. ``right`` has a scale of its own on the right side."""
+    """One set of axes: lines, and a dashed level with its label; or bars. ``right`` has a scale of its own on the right side; ``height`` is in points."""
 
     label: str
     lines: list[Line]
@@ -66,6 +80,8 @@ class Axis:
     percent: bool = False
     from_zero: bool = False
     ticks: list[tuple[float, str]] | None = None
+    bars: Bars | None = None
+    height: float = ROW
 
 
 @dataclass(frozen=True)
@@ -103,14 +119,14 @@ def draw(panel: Panel) -> str:
         "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.unicode_minus": True,
     }  # fmt: skip
     rows = len(panel.axes)
-    height = rows * ROW + FOOT + (20 if rows == 1 else 0)
+    height = sum(a.height for a in panel.axes) + FOOT + (20 if rows == 1 else 0)
     with mpl.rc_context(style):
         figure = Figure(figsize=(WIDTH / 72, height / 72), facecolor="none")
         canvas = FigureCanvasSVG(figure)
-        all_axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+        all_axes = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=[a.height for a in panel.axes])[:, 0]
         longest = max((len(t) for a in panel.axes for t in _labels(a)), default=0)
         twin = any(a.right for a in panel.axes)
-        margin = (40 if twin else 6) + min(110, 4.9 * longest + 4)
+        margin = (40 if twin else 6) + min(112, 4.9 * longest + 9)
         figure.subplots_adjust(left=44 / WIDTH, right=1 - margin / WIDTH, bottom=FOOT / height, top=1 - 20 / height, hspace=0.34)
         for axes, spec in zip(all_axes, panel.axes, strict=True):
             _draw_axis(axes, spec, offset=40 if twin else 6)
@@ -121,7 +137,8 @@ def draw(panel: Panel) -> str:
 
 
 def _labels(axis: Axis) -> list[str]:
-    return [line.label for line in [*axis.lines, *([axis.right] if axis.right else [])]] + ([axis.level[1]] if axis.level else [])
+    beside = [text for text, _ in axis.bars.beside] if axis.bars else []
+    return [line.label for line in [*axis.lines, *([axis.right] if axis.right else [])]] + ([axis.level[1]] if axis.level else []) + beside
 
 
 def _draw_axis(axes: Axes, spec: Axis, offset: float) -> None:
@@ -129,6 +146,9 @@ def _draw_axis(axes: Axes, spec: Axis, offset: float) -> None:
 
     axes.set_facecolor("none")
     axes.set_title(spec.label, loc="left", fontsize=9, pad=7, color=INK, x=-38 / (axes.get_position().width * WIDTH))
+    if spec.bars:
+        _draw_bars(axes, spec.bars, offset)
+        return
     axes.yaxis.set_major_locator(MaxNLocator(4, min_n_ticks=3))
     for line in spec.lines:
         _draw_line(axes, line)
@@ -159,7 +179,11 @@ def _draw_axis(axes: Axes, spec: Axis, offset: float) -> None:
         low, high = other.get_ylim()
         places.append(((_end(spec.right) - low) / (high - low), spec.right.label, spec.right.colour))
     gap = 10.5 / (axes.get_window_extent().height * 72 / axes.figure.dpi)
-    for place, (text, colour) in zip(apart([p for p, _, _ in places], gap), [(t, c) for _, t, c in places], strict=True):
+    _write_beside(axes, apart([p for p, _, _ in places], gap), [(t, c) for _, t, c in places], offset)
+
+
+def _write_beside(axes: Axes, places: Sequence[float], texts: Sequence[tuple[str, str]], offset: float) -> None:
+    for place, (text, colour) in zip(places, texts, strict=True):
         axes.annotate(
             text,
             (1, place),
@@ -171,6 +195,21 @@ def _draw_axis(axes: Axes, spec: Axis, offset: float) -> None:
             fontsize=8.5,
             annotation_clip=False,
         )
+
+
+def _draw_bars(axes: Axes, bars: Bars, offset: float) -> None:
+    y = np.arange(len(bars.rows))
+    left = np.zeros(len(y))
+    for _, colour, lengths in bars.parts:
+        axes.barh(y, lengths, left=left, height=0.86, color=colour, linewidth=0)
+        left = left + np.asarray(lengths, dtype=float)
+    axes.set_xlim(0, max(axes.get_xlim()[1], 1.02 * float(left.max()) or 1.0))
+    axes.set_ylim(len(y) - 0.4, -0.6)
+    axes.grid(False)
+    every = -(-len(y) // 8)
+    axes.set_yticks(y[::every], list(bars.rows)[::every])
+    n = len(bars.beside)
+    _write_beside(axes, [1 - (i + 0.5) / max(n, 9) for i in range(n)], bars.beside, offset)
 
 
 def _draw_line(axes: Axes, line: Line) -> None:

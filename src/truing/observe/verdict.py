@@ -15,7 +15,7 @@ import numpy as np
 
 from truing.observe.doctor import examine
 from truing.observe.folder import RunFolder, number, read_run
-from truing.observe.monitor import series, values_of
+from truing.observe.monitor import judges_of, series, values_of
 
 LENGTHS = (0.6, 1.5)
 """Mean length over the before model's outside this range makes scores hard to compare (Singhal et al. 2023)."""
@@ -37,6 +37,10 @@ def verdict(folder: str | Path) -> dict[str, Any]:
     after), ``reward_accuracy``, ``criteria``, ``seconds`` (stage -> s, and total), ``memory_peak_mib``, ``prompts``,
     ``samples_per_prompt``, ``findings``, ``notes``.
 
+    A pipeline that compared several models has these numbers for each in ``runs``, a list of such records with a ``name``;
+    those of the whole are then None or empty, ``verdict`` and ``headline`` say all of it name by name, and ``worked`` is
+    True when every run worked, False when none did, and None otherwise. For a single comparison there is no key ``runs``.
+
     Raises:
         DataError: the folder is missing or is no run folder.
     """
@@ -45,6 +49,29 @@ def verdict(folder: str | Path) -> dict[str, Any]:
 
 def judge(run: RunFolder) -> dict[str, Any]:
     """`verdict` for a run that was read already."""
+    views = run.compared()
+    return _several(run, views) if views else _single(run)
+
+
+def _several(run: RunFolder, views: Mapping[str, RunFolder]) -> dict[str, Any]:
+    found = [{"name": name, **_single(view)} for name, view in views.items()]
+    judges = {f["judge"] for f in found}
+    every = {f["worked"] for f in found}
+    whole = _single(run)
+    return {
+        **whole,
+        "judge": judges.pop() if len(judges) == 1 else None,
+        "reward_accuracy": next((f["reward_accuracy"] for f in found if f["reward_accuracy"]), None),
+        "memory_peak_mib": max((m for f in (whole, *found) if (m := f["memory_peak_mib"]) is not None), default=None),
+        "worked": every.pop() if len(every) == 1 else None,
+        "headline": " ".join(f"{f['name']}: {f['headline']}" for f in found),
+        "verdict": " ".join(f"{f['name']}: {f['verdict']}" for f in found),
+        "notes": [*run.notes, *(f"{f['name']}: {note}" for f in found for note in f["notes"])],
+        "runs": found,
+    }
+
+
+def _single(run: RunFolder) -> dict[str, Any]:
     notes = list(run.notes)
     data = _Reader(run.evaluation, notes)
     judges = _judges(data)
@@ -264,7 +291,7 @@ def _so_far(run: RunFolder) -> str:
     """What training shows without an evaluation: first and last tenth of the proxy and the monitors."""
     said = []
     for stage in run.stages:
-        names = ["reward/proxy", *sorted({n for e in stage.of_kind("metrics") for n in values_of(e) if n.startswith("monitor/")})]
+        names = ["reward/proxy", *judges_of(stage.events)]
         for name in names if stage.method == "ppo" else []:
             values = series(stage.events, name)[1]
             if len(values) >= 2:
