@@ -34,6 +34,7 @@ LABS: dict[str, str] = {
     "clipping": "the clipped surrogate, drawn and worked",
     "kl": "three estimators of one divergence",
     "cartpole": "REINFORCE, actor-critic and PPO on one task",
+    "overoptimisation": "what is optimised rises, what is meant by it falls: where, and who notices",
     "vocabulary": "the same PPO on a grid and on a language model, word by word",
 }
 

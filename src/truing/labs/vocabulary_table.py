@@ -81,7 +81,7 @@ def _world(p: Pair) -> list[Row]:
         Row("episode, trajectory", "tau", f"{path(w)}: {len(w)} moves", f"{' '.join(said)}: {len(c)} tokens", look),
         Row("termination", "gamma = 0", f"enters the goal: {share(p.walks)} walks", f"says <end>: {share(p.completions)} completions", look),
         Row(
-            "truncation", "", f"after {LIMIT} moves; V(s_t+1) stands for the rest", f"after {p.seen.config.max_new_tokens} tokens; ends there, and costs {-(p.seen.config.missing_eos or 0):g}",
+            "truncation", "", f"after {LIMIT} moves; V(s_t+1) stands for the rest", f"after {p.seen.config.max_new_tokens} tokens; ends there, and costs {-(p.seen.config.scores.missing_eos or 0):g}",
             "envs.vector.VectorSteps.step / methods.ppo.look",
         ),
     ]  # fmt: skip
@@ -120,7 +120,7 @@ def _update(p: Pair) -> list[Row]:
         Row("ratio", "pi / pi_old", ratio(g), ratio(w), "maths.policy.ratio"),
         Row("clipping", "clip(ratio, 1 +- eps)", clip(g), clip(w), "maths.policy.clipped_surrogate"),
         Row("value loss", "(V - target)^2 / 2", f"{g['value/loss']:.2g}", f"{w['value/loss']:.2g}", "maths.value.squared_error"),
-        Row("loss", "surrogate + c * value loss", loss(g), loss(w), "methods.ppo_update.objective"),
+        Row("loss", "surrogate + c * value loss", loss(g), loss(w), "methods.ppo_update.policy_loss"),
         Row("rollout, epochs", "", f"{moves} moves, {config.epochs} times", f"{tokens} tokens, {p.seen.config.epochs} times", "methods.ppo_update.minibatches"),
         Row("update", "theta", f"Adam, gradient norm {g['grad/norm']:.2f}", f"Adam, gradient norm {w['grad/norm']:.2f}", "learn.update.Learner.update"),
     ]

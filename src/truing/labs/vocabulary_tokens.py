@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from truing.config import KL, PPO
+from truing.config import KL, PPO, Scores
 from truing.data.template import Renderer
 from truing.labs.vocabulary_grid import SHARED, Episode, Run
 from truing.learn import checkpoint
@@ -69,7 +69,7 @@ def words(size: int, rollouts: int, seed: int, **changes: Any) -> Iterator[Words
         (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in prompts))
         options: dict[str, Any] = dict(
             model=str(folder / "base"), prompts=str(folder / "prompts.jsonl"), reward=f"{__name__}:count_on", steps=rollouts, batch_size=64, lora=None, dtype="float32",
-            lr=3e-3, schedule="linear", warmup=0.0, discount=1.0, kl=KL(coef=0.01, target=None), missing_eos=-0.2, max_new_tokens=size + 2, save_every=rollouts,
+            lr=3e-3, schedule="linear", warmup=0.0, discount=1.0, kl=KL(coef=0.01, target=None), scores=Scores(missing_eos=-0.2, timeout=None), max_new_tokens=size + 2, save_every=rollouts,
         )  # fmt: skip
         yield Words(folder, prompts, PPO(**{**SHARED, **options, **changes}))
 
@@ -104,7 +104,7 @@ def answers(roles: Roles, made: Words, seed: int, count: int, purpose: str) -> t
         roles.policy, [ids[i] for i in which], max_new_tokens=made.config.max_new_tokens, temperature=made.config.temperature,
         stop_ids=Renderer(roles.tokenizer).stop_ids, seed=seed, step=0, purpose=purpose,
     )  # fmt: skip
-    batch, scores, _ = page.score(rollout, [made.prompts[i] for i in which], roles, made.config)
+    batch, scores, _ = page.score(rollout, page.read(rollout, [made.prompts[i] for i in which], roles, made.config), roles, made.config)
     return batch, scores
 
 
@@ -173,6 +173,6 @@ def recomputed(seen: Recorded) -> tuple[float, float]:
 
 def reward_error(seen: Recorded) -> float:
     """How far the rewards of a completion are from adding up to ``score - beta * KL``, at most; KL is the sum of its tokens' ``log pi - log ref``."""
-    scores = torch.tensor([s.value for s in seen.scores]) + (seen.config.missing_eos or 0.0) * ~seen.batch.rollout.finished_B
+    scores = torch.tensor([s.value for s in seen.scores]) + (seen.config.scores.missing_eos or 0.0) * ~seen.batch.rollout.finished_B
     kl = (seen.experience.past.logp - seen.experience.logp_ref).sum(-1)
     return float((seen.experience.rewards.sum(-1) - (scores - seen.config.kl.coef * kl)).abs().max())
