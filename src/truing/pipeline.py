@@ -20,14 +20,15 @@ from truing.config import Frozen, Recipe
 from truing.disk import write_atomic
 from truing.errors import ConfigError
 from truing.learn.compare import differences
+from truing.rewards import expression
 
 if TYPE_CHECKING:
     from truing.data.records import Kind
 
-NAMES = ("model", "reward", "before", "after")  # options that may name an earlier stage
+NAMES = ("model", "value_model", "before", "after")  # options that may name an earlier stage
 METHODS = {"sft": ("sft", "sft"), "reward": ("reward_model", "reward_model"), "ppo": ("ppo", "ppo"), "evaluate": ("evaluate", "evaluate")}
 TRAINS_ON: dict[str, tuple[str, Kind]] = {"sft": ("data", "sft"), "reward": ("data", "preference"), "ppo": ("prompts", "prompts")}
-TABLES = ("monitors", "scores")  # options that are tables of such names
+TABLES = ("monitors", "scores")  # tables of reward expressions, which like `reward` itself may name stages anywhere in them
 
 
 def run_recipe(recipe: Recipe, runs: Path, progress: Any = None) -> Path:
@@ -66,8 +67,20 @@ def _resolved(name: str, stage: Frozen, ready: dict[str, str], stages: list[str]
             raise ConfigError(f"stages.{name}.{option}={value!r} names a stage that has not run by then; put {value!r} before {name!r}")
         return ready.get(value, value)
 
+    def express(value: str, option: str) -> str:
+        if value in stages:
+            return replace(value, option)
+        try:
+            for word in sorted(expression.names(value)):
+                replace(word, option)
+            return expression.resolve(value, ready)
+        except ConfigError as error:
+            raise error if str(error).startswith("stages.") else ConfigError(f"stages.{name}.{option}: {error}") from None
+
     changes: dict[str, Any] = {option: replace(getattr(stage, option), option) for option in NAMES if isinstance(getattr(stage, option, None), str)}
-    changes |= {t: {k: replace(v, f"{t}.{k}") for k, v in getattr(stage, t).items()} for t in TABLES if getattr(stage, t, None)}
+    if isinstance(getattr(stage, "reward", None), str):
+        changes["reward"] = express(stage.reward, "reward")  # type: ignore[attr-defined]
+    changes |= {t: {k: express(v, f"{t}.{k}") for k, v in getattr(stage, t).items()} for t in TABLES if isinstance(getattr(stage, t, None), dict)}
     return stage.model_copy(update=changes)
 
 

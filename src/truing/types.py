@@ -38,11 +38,15 @@ class Score:
 
     ``Score(0.8, {"rm": 1.0, "length": -0.2})`` is a reward of 0.8. A failed one keeps ``value = nan`` and a status that
     says why; it is left out of every mean and counted.
+
+    ``spread`` is empty when the value stands at the completion's last token; else it holds one number a completion token,
+    and they add up to the value.
     """
 
     value: float
     parts: Mapping[str, float] = field(default_factory=dict)
     status: Status = Status.OK
+    spread: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

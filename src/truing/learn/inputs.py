@@ -9,10 +9,11 @@ from typing import Any
 from truing.assets import sha256
 from truing.config import Frozen, Stage
 from truing.models.roles import wants_bfloat16
+from truing.rewards import expression
 
 FILES = ("data", "prompts")
-MODELS = ("model", "reward", "before", "after")
-TABLES = ("monitors", "scores")
+MODELS = ("model", "value_model", "before", "after")
+TABLES = ("monitors", "scores")  # of reward expressions
 
 
 def fingerprint(config: Frozen) -> dict[str, Any]:
@@ -22,8 +23,12 @@ def fingerprint(config: Frozen) -> dict[str, Any]:
     """
     options = config.model_dump()
     named = {key: options[key] for key in (*FILES, *MODELS) if isinstance(options.get(key), str)}
+    rewards = {"reward": options["reward"]} if isinstance(options.get("reward"), str) else {}
     for table in TABLES:
-        named |= {f"{table}.{key}": value for key, value in (options.get(table) or {}).items()}
+        if isinstance(getattr(config, table, None), dict):
+            rewards |= {f"{table}.{key}": value for key, value in options[table].items()}
+    for key, text in rewards.items():
+        named |= {key if folder == text else f"{key}: {folder}": folder for folder in sorted(expression.folders(text))}
     inputs = {key: found for key, value in named.items() if (found := _content(Path(value))) is not None}
     if isinstance(config, Stage) and config.dtype == "auto":  # another processor would choose another precision and other bits
         inputs["dtype"] = "bfloat16" if wants_bfloat16(config) else "float32"

@@ -1,95 +1,108 @@
-"""Scorers: a learned reward model or any Python function, behind one call, ``scorer(batch) -> list[Score]``.
+"""Scorers: whatever a reward's text names, behind one call, ``scorer(batch) -> list[Score]``.
 
 A failure is a status, never a zero: the sample is left out and counted by whoever asked.
 """
 
 from __future__ import annotations
 
-import importlib
-import math
-import numbers
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-import torch
-
-from truing.data.batches import by_token_budget
-from truing.errors import ConfigError, RewardError
+from truing.errors import ConfigError
 from truing.models.backbone import Backbone
-from truing.models.pack import Pack
-from truing.models.roles import Role, open_role
-from truing.types import Score, Status
+from truing.models.load import load_tokenizer
+from truing.models.roles import open_role, tokenizer_of
+from truing.rewards import grammar
+from truing.rewards.algebra import Expression, check_dense
+from truing.rewards.classifier import Classifier, is_classifier, load_classifier
+from truing.rewards.completions import Completions, Scorer
+from truing.rewards.expression import opened
+from truing.rewards.grammar import Atom
+from truing.rewards.lines import Lines
+from truing.rewards.retokenise import Retokeniser
+from truing.rewards.reward_model import At, Learned, LearnedFromText, same_vocabulary
+from truing.rewards.service import Service
+from truing.rewards.shaping import shaping
+from truing.rewards.text_function import Function, Isolated, text_function
 
-PART = 8192  # tokens scored at once
-TextFunction = Callable[[list[str], list[str]], Sequence[float]]
+__all__ = ["Classifier", "Completions", "Expression", "Function", "Isolated", "Learned", "LearnedFromText", "Scorer", "Service", "find_scorer", "learned_in"]
 
-
-@dataclass(frozen=True)
-class Completions:
-    """What scorers see: the text, and the very tokens that were sampled (prompt + completion, packed)."""
-
-    prompts: list[str]
-    texts: list[str]
-    pack: Pack
-
-    def select(self, rows: Sequence[int]) -> Completions:
-        return Completions([self.prompts[i] for i in rows], [self.texts[i] for i in rows], self.pack.select(rows))
-
-
-class Scorer(Protocol):
-    def __call__(self, batch: Completions) -> list[Score]: ...
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Learned:
-    """A reward model: reads the sampled tokens, prompt included."""
+def find_scorer(
+    text: str, *, share: Backbone | None = None, share_base: str | None = None, tokenizer: Any = None, at: At = "last", timeout: float | None = 60.0
+) -> Scorer:
+    """The scorer behind a reward's text: a folder, hub id, ``module:function``, address, or an expression of these.
 
-    role: Role
+    Args:
+        share: a backbone that reward models live on where they fit, so that no second one is loaded.
+        share_base: the name of its base model, whose tokens the completions are made of.
+        tokenizer: the policy's; with it a scorer that reads other tokens is noticed and lines can be found.
+        at: where learned rewards stand, see `Learned`.
+        timeout: seconds a batch for functions and services; None runs functions in this process, without a limit.
 
-    @torch.no_grad()
-    def __call__(self, batch: Completions) -> list[Score]:
-        cut = by_token_budget(batch.pack.lengths, PART)
-        return [_checked(value, "rm") for rows in cut for value in self.role.score(batch.pack.select(rows) if len(cut) > 1 else batch.pack).tolist()]
-
-
-@dataclass(frozen=True)
-class Function:
-    """A Python function of the texts. It is called once a batch; an exception marks the whole batch as crashed."""
-
-    name: str
-    function: TextFunction
-
-    def __call__(self, batch: Completions) -> list[Score]:
-        try:
-            values = list(self.function(batch.prompts, batch.texts))
-        except Exception as error:  # a reward's own failure is data, whatever it raised
-            return [Score(math.nan, {f"error: {type(error).__name__}: {error}"[:200]: math.nan}, Status.CRASHED)] * len(batch.texts)
-        if len(values) != len(batch.texts):
-            raise RewardError(f"reward {self.name} gave {len(values)} scores for {len(batch.texts)} completions; return one number each, in order")
-        return [_checked(value, self.name) for value in values]
-
-
-def _checked(value: object, name: str) -> Score:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise RewardError(f"reward {name} gave {value!r} of type {type(value).__name__}; return a float (1.0 and 0.0 for yes and no)")
-    number = float(value)
-    return Score(number, {name: number}) if math.isfinite(number) else Score(math.nan, {name: number}, Status.NON_FINITE)
-
-
-def find_scorer(name: str, *, share: Backbone | None = None, share_base: str | None = None) -> Scorer:
-    """The scorer behind a name: ``package.module:function``, or the folder of a reward model.
-
-    A reward model lives on `share` when it fits there, so that no second backbone is loaded.
-    Raises ConfigError when the function cannot be imported, ModelError when the folder is not a reward model.
+    Raises ConfigError for an expression that cannot be read or a function that cannot be imported, ModelError for a folder or
+    hub id that is no reward model.
     """
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        return Learned(open_role(name, share=share, share_base=share_base, head=True))
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # importing a person's module can raise anything
-        raise ConfigError(f"scorer {name!r} cannot be imported ({error}); write package.module:function") from error
-    if not callable(function):
-        raise ConfigError(f"scorer {name!r} is a {type(function).__name__}, not a function of (prompts, completions)")
-    return Function(attribute, function)
+    tree = opened(text)
+    found = grammar.atoms(tree)
+    names = grammar.labels(found)
+    if tokenizer is None and share_base is not None and any(a.kind == "learned" for a in found):
+        tokenizer = load_tokenizer(share_base)
+    lines = Lines(tokenizer) if tokenizer is not None else None
+    opener = _Opener(share, share_base, tokenizer, lines, at, timeout)
+    scorers = {atom: opener.open(atom, names[atom]) for atom in found}
+    if isinstance(tree, Atom):
+        return scorers[tree]
+    check_dense(tree, {atom for atom, scorer in scorers.items() if isinstance(scorer, Learned) and scorer.at != "last"})
+    return Expression(tree, scorers, names)
+
+
+def learned_in(scorer: Scorer) -> Iterator[Learned]:
+    """The reward models that read the policy's own tokens, in the order in which the expression names them."""
+    if isinstance(scorer, Learned):
+        yield scorer
+    elif isinstance(scorer, Expression):
+        yield from (s for s in scorer.scorers.values() if isinstance(s, Learned))
+
+
+class _Opener:
+    def __init__(self, share: Backbone | None, share_base: str | None, tokenizer: Any, lines: Lines | None, at: At, timeout: float | None) -> None:
+        self.share, self.share_base, self.tokenizer, self.lines, self.at, self.timeout = share, share_base, tokenizer, lines, at, timeout
+
+    def open(self, atom: Atom, name: str) -> Scorer:
+        if atom.kind == "learned":
+            return self._learned(str(atom.arguments[0]), name)
+        if atom.kind == "function":
+            return text_function(str(atom.arguments[0]), name, self.timeout, self.lines)
+        if atom.kind == "http":
+            own = atom.arguments[1]
+            return Service(name, str(atom.arguments[0]), self.timeout if own is None else float(own), self.lines)
+        return shaping(atom, name)
+
+    def _learned(self, folder: str, name: str) -> Scorer:
+        if is_classifier(folder):
+            if self.at != "last":
+                raise ConfigError(f"scores.at: {self.at} needs a reward model that Truing trained, and {folder} is a classifier, which gives one number a text; use scores.at: last")
+            model, own = load_classifier(folder), load_tokenizer(folder)
+            retokenise = Retokeniser(own) if self.tokenizer is None else self._retokeniser(folder, own)
+            return Classifier(model, name, frozenset(own.all_special_ids), retokenise)
+        retokenise = None
+        if self.tokenizer is not None and (Path(folder) / "truing.json").exists():
+            retokenise = self._retokeniser(folder, tokenizer_of(folder))
+        if retokenise is not None:
+            return LearnedFromText(open_role(folder, head=True), name, retokenise)
+        return Learned(open_role(folder, share=self.share, share_base=self.share_base, head=True), name, self.at, self.lines)
+
+    def _retokeniser(self, folder: str, own: Any) -> Retokeniser | None:
+        """None when the scorer reads the policy's tokens as they are; else one, with a warning, once."""
+        if self.tokenizer is None or same_vocabulary(own, self.tokenizer):
+            return None
+        policy = self.share_base or getattr(self.tokenizer, "name_or_path", "") or "the policy"
+        if self.at != "last":
+            raise ConfigError(f"scores.at: {self.at} needs a reward model that reads the policy's tokens, and the tokenizer of {folder} differs from that of {policy}; use scores.at: last")
+        log.warning("the tokenizer of reward %s differs from that of %s: the text is tokenised again for it alone", folder, policy)
+        return Retokeniser(own)
