@@ -18,7 +18,7 @@ PACKAGE = ROOT / "src" / "truing"
 BASE = {"", "types", "errors", "config", "disk", "assets", "seeds"}
 CORE = BASE | {"maths", "data", "models", "envs", "rewards"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "": CORE | {"rollout", "learn", "observe", "methods", "pipeline"},
+    "": {"api"},
     "types": set(),
     "errors": set(),
     "config": {"errors"},
@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learn": CORE | {"rollout", "observe"},
     "methods": CORE | {"rollout", "learn", "observe"},
     "pipeline": CORE | {"rollout", "learn", "observe", "methods"},
+    "api": CORE | {"observe", "pipeline"},
     "labs": CORE | {"rollout", "learn", "observe", "methods", "pipeline"},
     "demo": CORE | {"rollout", "learn", "observe", "methods", "pipeline"},
     "__main__": {"cli"},
