@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from truing.errors import ConfigError
 
@@ -34,8 +34,8 @@ Options = TypeVar("Options", bound=Frozen)
 class Lora(Frozen):
     """Low-rank adapters (Hu et al. 2021): W x + (alpha / rank) B A x, with B = 0 at the start."""
 
-    rank: Positive = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+    rank: Positive = Field(16, description="r, the width of A and B")
+    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="the adapter's output is multiplied by alpha / rank")
     layers: Positive | None = Field(None, description="adapt only the top k layers; null adapts all. The frozen trunk below is computed once a sequence")
 
 
@@ -45,10 +45,10 @@ class Stage(Frozen):
     model: str = Field("smollm2-135m", description="a built-in name, a hub id, a folder, or the name of an earlier stage")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the frozen layers and their activations; trained weights, head, log-probabilities and moments stay float32. auto = bfloat16 where the processor has it and LoRA is on")
     lora: Lora | None = Field(Lora(), description="null trains every weight")
-    lr: Rate = 1e-4
+    lr: Rate = Field(1e-4, description="learning rate of AdamW")
     warmup: Share = Field(0.05, description="share of the updates over which the learning rate rises from 0")
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="of the learning rate after warm-up; linear and cosine fall to 0")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW, not of the loss")
     grad_clip: Annotated[float, Field(gt=0)] = Field(1.0, description="global gradient norm")
     micro_tokens: Positive = Field(4096, description="most tokens in one forward and backward; changes memory, never the result")
     max_length: Positive = Field(1024, description="most tokens of prompt + completion")
@@ -79,11 +79,31 @@ class Reward(Stage):
 
 
 class KL(Frozen):
-    """Penalty for leaving the reference, in the reward: -coef * (log pi - log ref) at every token."""
+    """Penalty for leaving the reference. All placements aim at the same optimum, pi proportional to ref * exp(score / coef)."""
 
-    coef: Annotated[float, Field(ge=0)] = 0.05
-    target: Annotated[float, Field(gt=0)] | None = Field(6.0, description="nats per sequence that the adaptive controller steers to; null keeps coef fixed")
+    coef: Annotated[float, Field(ge=0)] = Field(0.05, description="score per nat")
+    place: Literal["reward", "loss_k2", "loss_k3"] = Field("reward", description="in the reward, as -coef * (log pi - log ref) at every token; or in the loss, by the k2 or k3 estimator with the gradient of KL(pi || ref)")
+    target: float | None = Field(6.0, description="nats per sequence that the adaptive controller steers to; null keeps coef fixed")
     horizon: Positive = Field(10_000, description="sequences over which the controller acts (Ziegler et al. 2019)")
+    stop: float | None = Field(None, description="nats per token between the policy and the one that sampled, above which the rest of a rollout's updates is left out; 0.02 is usual")
+
+    @field_validator("target", "stop")
+    @classmethod
+    def _positive(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and value <= 0:
+            raise ValueError("a policy that learns is never at 0 nats; " + ("use a few nats a sequence (6), or null for a fixed coef" if info.field_name == "target" else "use 0.02 nats a token, or null for no limit"))
+        return value
+
+
+class Scores(Frozen):
+    """What happens to scores before they become rewards, in this order: normalise, clip, missing_eos."""
+
+    at: Literal["last", "steps", "tokens"] = Field("last", description="where a learned reward stands: its score at the last token, or how much each line or token changes it")
+    normalise: Literal["none", "batch", "running", "reference"] = Field("none", description="unit spread in every batch, its mean left where it is; or subtract the mean and divide by the standard deviation of all scores so far, or of the first rollout, which the reference made")
+    clip: Annotated[float, Field(gt=0)] | None = Field(None, description="scores are limited to +- this, after normalising")
+    missing_eos: float | None = Field(-1.0, description="added to the score of a completion cut off at max_new_tokens; null leaves it alone")
+    timeout: Annotated[float, Field(gt=0)] | None = Field(60.0, description="seconds that a function or an HTTP reward may take for a batch. Functions run in a process of their own, so one that hangs or dies cannot take the run along; null runs them in this one, without a limit")
+    bad_share: Share = Field(0.1, description="the run stops when a larger share of a batch's rewards failed")
 
 
 class PPO(Stage):
@@ -91,25 +111,29 @@ class PPO(Stage):
 
     method: Literal["ppo"] = "ppo"
     prompts: str = Field(description="prompts: a file or a hub id")
-    reward: str = Field("reward", description="a reward-model folder, the name of an earlier stage, or module:function(prompts, completions) -> scores")
+    reward: str = Field("reward", description="a reward-model folder, the name of an earlier stage, module:function(prompts, completions) -> scores, or an expression of these: reward - 0.01 * excess_tokens(150)")
     monitors: dict[str, str] = Field({}, description="name -> scorer, written like reward: logged beside the reward at every step, never trained on")
+    scores: Scores = Scores()
     steps: Positive = Field(100, description="rollouts; each is followed by epochs x minibatches updates")
     batch_size: Positive = Field(64, description="completions per rollout")
-    minibatches: Positive = 4
-    epochs: Positive = 4
+    minibatches: Positive = Field(4, description="optimiser steps an epoch")
+    epochs: Positive = Field(4, description="times each rollout is learned from")
+    reference: Literal["resident", "offloaded"] = Field("resident", description="offloaded keeps the reference of lora: null on the disk but while it is read; with lora the reference is the backbone itself and costs nothing")
     value: Literal["shared", "separate"] = Field("separate", description="value head on the policy's adapter, or on an adapter of its own that starts from the reward model")
+    value_model: str | None = Field(None, description="a separate value model: a name, folder, hub id or earlier stage that reads the same tokens; null = on the policy's backbone")
     value_lr: Rate | None = Field(None, description="null = lr")
+    value_clip: Annotated[float, Field(gt=0)] | None = Field(0.2, description="a value may move this far from the old one before its error stops counting; null leaves it free")
+    value_weight: Annotated[float, Field(ge=0)] = Field(0.5, description="of the value error in the loss")
+    value_warmup: Annotated[int, Field(ge=0)] = Field(0, description="first rollouts in which only the value model learns")
     kl: KL = KL()
-    clip: Share = 0.2
-    value_clip: Annotated[float, Field(gt=0)] | None = 0.2
-    value_weight: Annotated[float, Field(ge=0)] = 0.5
-    entropy: Annotated[float, Field(ge=0)] = 0.0
-    discount: Share = 1.0
-    lam: Share = 0.95
-    max_new_tokens: Positive = 64
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    missing_eos: float | None = Field(-1.0, description="added to the score of a completion cut off at max_new_tokens; null leaves it alone")
-    bad_reward_share: Share = Field(0.1, description="the run stops when a larger share of a batch's rewards failed")
+    clip: Share = Field(0.2, description="the ratio pi / pi_old stays within 1 +- this")
+    dual_clip: Annotated[float, Field(gt=1)] | None = Field(None, description="bounds the loss of a negative advantage by this times its size; 3 is usual")
+    sampler_cap: Annotated[float, Field(ge=1)] | None = Field(2.0, description="weight each token by pi_trainer / pi_sampler, at most this, when their numbers differ; null does not correct")
+    entropy: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the entropy bonus in the loss")
+    discount: Share = Field(1.0, description="gamma, a token")
+    lam: Share = Field(0.95, description="lambda of generalised advantage estimation: 1 is unbiased, less has less variance")
+    max_new_tokens: Positive = Field(64, description="a completion that is longer is cut off")
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of sampling, and of every log-probability")
 
     @model_validator(mode="after")
     def _divides(self) -> PPO:
@@ -121,6 +145,14 @@ class PPO(Stage):
             raise ValueError("kl.coef=0 stays 0 whatever kl.target asks; set kl.coef above 0, or kl.target: null")
         if self.kl.target is not None and self.batch_size > self.kl.horizon:
             raise ValueError(f"kl.horizon={self.kl.horizon} is shorter than one batch of {self.batch_size}, so the controller would overshoot; raise kl.horizon")
+        if self.value_model is not None and self.value == "shared":
+            raise ValueError("value: shared is a head on the policy itself, so value_model has no use; leave one of them out")
+        if self.reference == "offloaded" and self.lora is not None:
+            raise ValueError("reference: offloaded is for lora: null; with lora the reference is the frozen backbone without its adapter and takes no memory of its own")
+        if self.value_warmup >= self.steps:
+            raise ValueError(f"value_warmup={self.value_warmup} leaves none of steps={self.steps} to the policy; lower it")
+        if self.value == "shared" and self.value_warmup:
+            raise ValueError("value_warmup trains the value model alone, and value: shared has no weights apart from the policy's; use value: separate")
         return self
 
 
@@ -328,4 +360,6 @@ def _fields_at(model: type[BaseModel], loc: Iterable[Any]) -> list[str]:
             current = Lora
         elif part == "kl":
             current = KL
+        elif part == "scores" and current is PPO:
+            current = Scores
     return list(current.model_fields)

@@ -17,11 +17,14 @@ from pydantic.fields import FieldInfo
 
 from truing.cli.progress import open_progress
 from truing.cli.run import RUNS, Json, RunsDir, conclude
-from truing.config import METHODS, make_recipe, parse_yaml
+from truing.config import METHODS, Stage, make_recipe, parse_yaml
 
-Name = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option as a recipe names it, kl.coef=0.1 say; may be repeated.")]
+PANELS = {"scores": "Scores before they become rewards", "kl": "Distance from the reference", "lora": "Adapters (LoRA)"}
+OWN, SHARED, RUN = "The method", "Model and optimiser", "The run"
+
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run.", rich_help_panel=RUN)]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.", rich_help_panel=RUN)]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option as a recipe names it, kl.coef=0.1 say; may be repeated.", rich_help_panel=RUN)]
 
 
 class Field(typing.NamedTuple):
@@ -34,6 +37,13 @@ class Field(typing.NamedTuple):
     @property
     def parameter(self) -> str:
         return "_".join(self.path)
+
+    @property
+    def panel(self) -> str:
+        """The box of `--help` it stands in."""
+        if len(self.path) > 1 or self.path[0] == "lora":
+            return PANELS.get(self.path[0], self.path[0])
+        return SHARED if self.path[0] in Stage.model_fields else OWN
 
     @property
     def flag(self) -> str:
@@ -64,7 +74,7 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
 
 def command(method: str) -> Callable[..., None]:
     """The verb of one method: a function with one keyword parameter a field, for typer."""
-    options = list(fields(METHODS[method]))
+    options = sorted(fields(METHODS[method]), key=lambda o: (OWN, *PANELS.values(), SHARED).index(o.panel))
 
     def verb(name: str | None, seed: int, set_: list[str] | None, runs_dir: Path, json: bool, **given: Any) -> None:
         run_stage(method, chosen(options, given), name or method, seed, set_ or (), runs_dir, json)
@@ -88,7 +98,7 @@ def _parameter(option: Field) -> inspect.Parameter:
     annotation: Any = kind if required else kind | None
     flags = f"{option.flag}/--no-{option.flag[2:]}" if kind is bool else option.flag
     said = "  ".join(x for x in (option.info.description, "" if required else f"[default: {_default(option)}]") if x)
-    made = typer.Option(flags, metavar=None if kind is bool else shown, help=said.replace("[", "\\["), show_default=False)  # \\[ : not markup
+    made = typer.Option(flags, metavar=None if kind is bool else shown, help=said.replace("[", "\\["), show_default=False, rich_help_panel=option.panel)  # \\[ : not markup
     default = inspect.Parameter.empty if required else None
     return inspect.Parameter(option.parameter, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[annotation, made], default=default)
 
