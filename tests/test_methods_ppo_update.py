@@ -27,7 +27,7 @@ NOW = Present(tensor([1.5, 0.5, 1.0]).log(), tensor([0.3, 0.6, 0.9]), tensor([1.
 
 
 def bounds(**other) -> SimpleNamespace:
-    return SimpleNamespace(**{"clip": 0.2, "value_clip": None, "value_weight": 0.5, "entropy": 0.0, **other})
+    return SimpleNamespace(**{"clip": 0.2, "value_clip": None, "value_weight": 0.5, "entropy": 0.0, "dual_clip": None, **other})
 
 
 def seen() -> Seen:

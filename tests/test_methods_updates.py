@@ -230,14 +230,14 @@ def test_rewards_add_up_and_stand_at_the_last_token(trained: Path) -> None:
     from truing.methods.roles_of_ppo import open_roles
     from truing.rollout.sampler import sample
 
-    config = options(trained, missing_eos=-2.0)
+    config = options(trained, scores={"missing_eos": -2.0})
     roles = open_roles(config, 0)
     with torch.no_grad():
         for name, p in roles.policy.parameters().items():
             if name.endswith(".B"):
                 p.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
     rollout = sample(roles.policy, [[4, 5, 6], [7, 8]] * 8, max_new_tokens=6, temperature=1.0, stop_ids=[2], seed=0, step=1)
-    batch, scores, _ = ppo_page.score(rollout, ["q"] * 16, roles, config)
+    batch, scores, _ = ppo_page.score(rollout, ppo_page.read(rollout, ["q"] * 16, roles, config), roles, config)
     plan = list(ppo_page.minibatches(16, 2, 0, 1, 0))
     found = ppo_page.look(batch, roles, config, plan, 0.3, scores, 64)
     k1 = (found.past.logp - found.logp_ref).sum(-1)
@@ -298,6 +298,6 @@ def test_failed_rewards_are_left_out_counted_and_stop_the_run_when_many(trained:
     assert values[0]["reward/failed_share"] == pytest.approx(1 / 16) and values[0]["reward/proxy"] == 1.0  # not 15/16
     for reward, message in (("short_reward", "1 scores for 16"), ("yes_reward", "bool"), ("broken_reward", "100% of the rewards failed.*KeyError"), ("nan_reward", "6% of the rewards failed.*non_finite")):
         with pytest.raises(RewardError, match=message):
-            ppo_page.ppo(options(trained, reward=f"test_methods_updates:{reward}", value="shared", bad_reward_share=0.05), tmp_path / reward, seed=0)
+            ppo_page.ppo(options(trained, reward=f"test_methods_updates:{reward}", value="shared", scores={"bad_share": 0.05}), tmp_path / reward, seed=0)
     with pytest.raises(ConfigError, match="cannot be imported"):
         ppo_page.ppo(options(trained, reward="test_methods_updates:absent"), tmp_path / "absent", seed=0)

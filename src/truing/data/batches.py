@@ -29,6 +29,16 @@ def epoch_order(n: int, seed: int, epoch: int, purpose: str) -> list[int]:
     return [int(i) for i in np.argsort(draws, kind="stable")]
 
 
+def walk(n: int, size: int, step: int, seed: int, purpose: str) -> list[int]:
+    """The ``size`` rows of a step (from 1): an endless walk through shuffled epochs, so that each is used equally often.
+
+    ``walk(3, 2, step, 0, "x")`` for step = 1, 2, 3 gives two whole epochs of three rows.
+    """
+    first = (step - 1) * size
+    orders = {epoch: epoch_order(n, seed, epoch, purpose) for epoch in range(first // n, (first + size - 1) // n + 1)}
+    return [orders[i // n][i % n] for i in range(first, first + size)]
+
+
 def split(records: Sequence[R], share: float, seed: int) -> tuple[list[R], list[R]]:
     """(train, held out), each in the given order; rows of one prompt stay together.
 

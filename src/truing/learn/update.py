@@ -7,7 +7,7 @@ micro-batches cannot change the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,14 +55,15 @@ class Learner:
         return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[self.schedule]
 
     def update(
-        self, items: Sequence[int], tokens: Callable[[list[int]], int], loss: Callable[[list[int]], Tensor], again: Callable[[], None] = lambda: None
+        self, items: Sequence[int], tokens: Callable[[list[int]], int], loss: Callable[[list[int]], Tensor | Iterator[Tensor]], again: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
         """One optimiser step on a batch.
 
         Args:
             items: what `loss` is called with, part by part.
             tokens: how many tokens a part puts through the model; parts hold at most `micro_tokens`.
-            loss: the part's share of the scalar loss, with gradient.
+            loss: the part's share of the scalar loss, with gradient; or several in turn, each of which is taken back through the
+                model before the next is asked for, so that their activations are never there together.
             again: called before the batch is tried again in smaller parts, to forget what `loss` has counted.
 
         Returns ``loss``, ``grad/norm`` (before clipping), ``lr`` and ``update/skipped`` (1 when the update was left out).
@@ -91,15 +92,23 @@ class Learner:
         self._forget_gradients()
         return {"loss": value, "grad/norm": norm, "lr": self.lr * factor, "update/skipped": float(not finite)}
 
-    def _accumulate(self, items: Sequence[int], tokens: Callable[[list[int]], int], loss: Callable[[list[int]], Tensor], again: Callable[[], None]) -> float:
+    def leave_out(self, updates: int) -> None:
+        """Planned updates that will not be made: the schedule goes on as if they had been."""
+        self.updates += updates
+
+    def _accumulate(
+        self, items: Sequence[int], tokens: Callable[[list[int]], int], loss: Callable[[list[int]], Tensor | Iterator[Tensor]], again: Callable[[], None]
+    ) -> float:
         while True:
             self._forget_gradients()
             try:
                 total = 0.0
                 for part in parts(items, tokens, self.micro_tokens):
-                    share = loss(part)
-                    total += float(share.detach())
-                    share.backward()
+                    found = loss(part)
+                    for share in (found,) if isinstance(found, Tensor) else found:
+                        total += float(share.detach())
+                        share.backward()
+                        del share
                 return total
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 least = max(tokens([item]) for item in items)
@@ -118,7 +127,7 @@ class Learner:
         moments = {name: self.adam.state.get(p, {}) for name, p in self.params.items()}
         return {
             "weights": {name: p.detach() for name, p in self.params.items()},
-            "adam": {f"{name}/{key}": state[key] for name, state in moments.items() for key in ("exp_avg", "exp_avg_sq") if key in state},
+            "adam": {f"{name}/{key}": state[key] for name, state in moments.items() for key in ("exp_avg", "exp_avg_sq", "step") if key in state},
         }
 
     def state(self) -> dict[str, Any]:
@@ -133,8 +142,7 @@ class Learner:
         for name, p in self.params.items():
             p.copy_(tensors["weights"][name])
             if f"{name}/exp_avg" in tensors["adam"]:
-                steps = torch.tensor(float(state["updates"] - state["skipped"]), device=p.device)
-                self.adam.state[p] = {"step": steps, **{k: tensors["adam"][f"{name}/{k}"].clone() for k in ("exp_avg", "exp_avg_sq")}}
+                self.adam.state[p] = {k: tensors["adam"][f"{name}/{k}"].clone() for k in ("step", "exp_avg", "exp_avg_sq")}
         self.updates, self.skipped, self.skipped_in_a_row = state["updates"], state["skipped"], state["skipped_in_a_row"]
         self.micro_tokens = state["micro_tokens"]
 

@@ -47,7 +47,7 @@ def evaluate(config: Evaluate, folder: Path, *, seed: int, progress: Any = None)
         before = open_role(config.before)
         base = origin(config.before).base
         after = open_role(config.after, share=before.backbone, share_base=base)
-        scorers = {name: find_scorer(spec, share=before.backbone, share_base=base) for name, spec in config.scores.items()}
+        scorers = {name: find_scorer(spec, share=before.backbone, share_base=base, tokenizer=tokenizer) for name, spec in config.scores.items()}
         verdict = config.verdict or next(iter(scorers), None)
         if verdict is not None and verdict not in scorers:
             raise ConfigError(f"verdict={verdict!r} is not one of the scores {', '.join(scorers)}")
@@ -66,7 +66,7 @@ def evaluate(config: Evaluate, folder: Path, *, seed: int, progress: Any = None)
                 )  # fmt: skip
                 sequences = rollout.sequences()
                 answers = tokenizer.batch_decode([s[len(p) :] for s, p in zip(sequences, rollout.prompts, strict=True)], skip_special_tokens=True)
-                texts = Completions(questions[rows], [a.strip() for a in answers], Pack(sequences))
+                texts = Completions(questions[rows], [a.strip() for a in answers], Pack(sequences), [len(p) for p in rollout.prompts], rollout.finished_B.tolist())
                 drawn[which] += _scored(texts, rollout.lengths_B.tolist(), rollout.finished_B.tolist(), scorers)
                 run.stop_if_asked()
                 packs.append(texts.pack)

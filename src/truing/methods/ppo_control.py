@@ -37,6 +37,7 @@ class PPOControl(Frozen):
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     clip: Share = 0.2
     clip_to_zero: bool = Field(False, description="let the clip shrink to 0 linearly over the training")
+    dual_clip: Annotated[float, Field(gt=1)] | None = Field(None, description="bounds the loss of a negative advantage by this times its size")
     value_clip: Annotated[float, Field(gt=0)] | None = None
     value_weight: Annotated[float, Field(ge=0)] = 0.5
     entropy: Annotated[float, Field(ge=0)] = 0.01
@@ -74,7 +75,7 @@ def ppo(config: PPOControl, seed: int) -> Trained:
             made = estimate(steps.rewards, steps.values, steps.next_values, steps.discount, steps.carry, config.lam, counted)
             past = Past(steps.flat("logp"), steps.flat("values"), made.advantages.flatten(), made.targets.flatten())
             clip = config.clip * (1 - rollout / rollouts if config.clip_to_zero else 1.0)
-            bounds = SimpleNamespace(clip=clip, value_clip=config.value_clip, value_weight=config.value_weight, entropy=config.entropy)
+            bounds = SimpleNamespace(clip=clip, value_clip=config.value_clip, value_weight=config.value_weight, entropy=config.entropy, dual_clip=config.dual_clip)
             plan = [rows for epoch in range(config.epochs) for rows in minibatches(size, config.minibatches, seed, rollout, epoch)]
             seen, taken = Seen(), (steps.flat("observations"), steps.flat("actions"))
             updates = [learn(learner, networks, taken, past, rows, bounds, seen) for rows in plan]
