@@ -73,7 +73,7 @@ def talker(name: str, temperature: float, max_new_tokens: int, seed: int) -> Cal
 
     tokenizer, role = tokenizer_of(name), open_role(name)
     renderer = Renderer(tokenizer)
-    context = getattr(role.backbone.model.config, "max_position_embeddings", None) or 2048
+    context = role.backbone.context or 2048
 
     def answer(messages: tuple[Message, ...], turn: int) -> str:
         ids = renderer.prompt(Prompt(messages, "chat", "chat"), context - max_new_tokens)

@@ -73,13 +73,20 @@ class Renderer:
 
     # The four entries
 
-    def prompt(self, record: Prompt, max_length: int) -> list[int]:
+    def prompt(self, record: Prompt, max_length: int, answer: int = 1, context: int | None = None) -> list[int]:
         """Token ids to generate from, the generation prompt included.
 
-        Raises BadRow (prompt_too_long) when not one token of an answer would fit below ``max_length``.
+        Raises BadRow (prompt_too_long) when an ``answer`` of that many tokens would not fit below ``max_length``, or into the model's ``context``.
         """
         ids = self._prompt_ids(record.messages, record.source)
-        self._check_room(ids, max_length, record.source)
+        if answer == 1:
+            self._check_room(ids, max_length, record.source)
+        elif len(ids) + answer > max_length:
+            why = f"the prompt has {len(ids)} tokens, and max_length={max_length} must hold max_new_tokens={answer} more; raise max_length, lower max_new_tokens or shorten the prompt"
+            raise BadRow("prompt_too_long", why, record.source)
+        if context is not None and len(ids) + answer > context:
+            why = f"the prompt has {len(ids)} tokens, and the model's context of {context} must hold {answer} more; shorten the prompt or lower max_new_tokens"
+            raise BadRow("prompt_too_long", why, record.source)
         return ids
 
     def demonstration(self, record: Demonstration, max_length: int) -> Tokens:

@@ -40,11 +40,12 @@ def evaluate(config: Evaluate, folder: Path, *, seed: int, progress: Any = None)
         run.restore()
         tokenizer = tokenizer_of(config.before)
         renderer = Renderer(tokenizer)
-        rendered = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), lambda r: renderer.prompt(r, config.max_length - config.max_new_tokens + 1), config.on_bad, folder)
+        before = open_role(config.before)
+        fit = lambda r: renderer.prompt(r, config.max_length, config.max_new_tokens, before.backbone.context)  # noqa: E731
+        rendered = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), fit, config.on_bad, folder)
         records = [r for r, _ in rendered]
         if len(records) < 2:
             raise ConfigError(f"{config.prompts}: {len(records)} prompt; an interval over prompts needs 2 or more")
-        before = open_role(config.before)
         base = origin(config.before).base
         after = open_role(config.after, share=before.backbone, share_base=base)
         scorers = {name: find_scorer(spec, share=before.backbone, share_base=base, tokenizer=tokenizer) for name, spec in config.scores.items()}

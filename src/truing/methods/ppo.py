@@ -45,7 +45,8 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
             return run.done
         roles = open_roles(config, seed, folder)
         renderer = Renderer(roles.tokenizer)
-        rows = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), lambda r: renderer.prompt(r, config.max_length - config.max_new_tokens + 1), config.on_bad, folder)
+        fit = lambda r: renderer.prompt(r, config.max_length, config.max_new_tokens, roles.policy.backbone.context)  # noqa: E731
+        rows = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), fit, config.on_bad, folder)
         questions, prompts = [r.messages[-1].content for r, _ in rows], [ids for _, ids in rows]
         learner = Learner(
             roles.parameters(), lr=config.lr, total=config.steps * config.epochs * config.minibatches, warmup=config.warmup, schedule=config.schedule,
@@ -84,7 +85,7 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
             state.update(kl_coef=control.after(values["kl/sequence"], len(batch)).coef, normaliser=normaliser.state())
             run.log("metrics", step, values)
             run.log("timing", step, clock.phases(rollout) | (memory.values() if step == 1 else {}))
-            warn(run, step, values)
+            warn(run, step, values, len(batch))
             if step == 1 or step % config.save_every == 0 or step == config.steps:
                 run.samples(step, batch.rows(scores))
             if run.progress:

@@ -28,11 +28,11 @@ def record(
     rollout, past, n = batch.rollout, experience.past, len(batch)
     trained, count, lengths = rollout.trained_BT, int(rollout.trained_BT.sum()), rollout.lengths_B.float()
     away, mismatch = kl.k1(past.logp, experience.logp_ref), (past.logp - rollout.sampler_logp_BT)[trained]
-    worth = torch.tensor([s.value for s in scores])
+    worth = torch.tensor([s.value for s in scores], dtype=torch.float64)
     weight = torch.ones(count) if past.weight is None else past.weight[trained]
     return {
         "reward/proxy": float(worth.mean()),
-        "reward/score_std": float(worth.std()) if n > 1 else 0.0,
+        "reward/score_std": float((worth - worth[0]).std()) if n > 1 else 0.0,  # from the first, so that equal scores give exactly 0
         "reward/failed_share": 1 - n / config.batch_size,
         "reward/clipped_share": normalised.clipped_share,
         "reward/normaliser_mean": normalised.mean,
@@ -59,9 +59,9 @@ def record(
     }
 
 
-def warn(run: Run, step: int, values: Mapping[str, float]) -> None:
+def warn(run: Run, step: int, values: Mapping[str, float], completions: int) -> None:
     """What a person should know at once rather than from the report."""
-    if values["reward/score_std"] == 0 and step == 1:
+    if values["reward/score_std"] == 0 and step == 1 and completions > 1:
         message = f"all rewards of the first rollout are {values['reward/proxy']:.4g}: nothing can be learned from equal rewards; look at samples/ and at the reward"
         run.log("finding", step, Finding("reward/equal", "warning", message, step).values())
         if run.progress:

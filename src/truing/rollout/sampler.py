@@ -47,7 +47,7 @@ def sample(
         raise ConfigError(f"temperature={temperature} is negative; use 0 for the most likely token, 1 for the model's own distribution")
     if any(len(p) == 0 for p in prompts) or not prompts:
         raise ConfigError("sampling needs at least one prompt, and no empty one")
-    limit = getattr(role.backbone.model.config, "max_position_embeddings", None)
+    limit = role.backbone.context
     longest = max(map(len, prompts))
     if limit and longest + max_new_tokens > limit:
         raise ConfigError(f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the model's context of {limit}; lower one of them")
