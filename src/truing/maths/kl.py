@@ -70,7 +70,7 @@ def penalty(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, later: Tensor, kin
         logp: of the current policy, with gradient.
         logp_old, logp_ref: of the policy that sampled, and of the reference.
         later: estimated divergence of all tokens after each one, under the sampling policy; a constant
-            (`returns.discounted_returns` of k1 or k3, less the token's own).
+            (`returns.discounted_returns` of k1, less the token's own, less any baseline).
         kind: "k2" or "k3".
 
     Raises ValueError when shapes differ or kind is another.

@@ -102,7 +102,7 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
 class Experience:
     """A scored rollout as the models saw it before any weight changed, ``[B, T]``, 0 at padding. ``past`` is what updates use.
 
-    ``later`` and ``leash`` belong to a divergence in the loss: what is still to come after each token, and the coefficient.
+    ``later`` and ``leash`` belong to a divergence in the loss: what is still to come after each token (less a baseline), and the coefficient.
     """
 
     past: Past
@@ -135,8 +135,9 @@ def look(batch: Batch, roles: Roles, config: PPO, minibatches: list[list[int]], 
     next_values = torch.cat([values[:, 1:], torch.zeros(len(batch), 1)], 1)
     discount, carry = config.discount * alive, alive.float()
     made = estimate(rewards, values, next_values, discount, carry, config.lam, trained)
-    divergence = kl.k3(logp, logp_ref) if config.kl.place == "loss_k3" else kl.k1(logp, logp_ref)
-    later = discounted_returns(divergence, torch.zeros_like(values), discount, carry) - divergence
+    divergence = kl.k1(logp, logp_ref)
+    to_go = discounted_returns(divergence, torch.zeros_like(values), discount, carry)
+    later = to_go - divergence - to_go[trained].mean()  # less a baseline, which changes no expectation: the penalty's variance falls many times
     weight = None if config.sampler_cap is None else truncated_importance(logp, batch.rollout.sampler_logp_BT, config.sampler_cap)
     # Whitening divides the reward's advantages by their spread; a divergence in the loss must be divided by it too.
     leash = 0.0 if config.kl.place == "reward" else coef * made.scale
