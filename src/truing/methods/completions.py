@@ -24,10 +24,14 @@ from truing.types import Rollout, Score
 
 @dataclass(frozen=True)
 class Batch:
-    """Completions whose reward is usable: the rollout's tensors and the packed sequences every role reads."""
+    """Completions whose reward is usable: the rollout's tensors and the packed sequences every role reads.
+
+    ``failed`` is what was left out, as rows for the samples: what was said, and why it has no score.
+    """
 
     rollout: Rollout
     texts: Completions
+    failed: tuple[dict[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts.texts)
@@ -42,10 +46,11 @@ class Batch:
 
     def rows(self, scores: Sequence[Score]) -> list[dict[str, Any]]:
         logp = [[round(v, 4) for v in row[mask].tolist()] for row, mask in zip(self.rollout.sampler_logp_BT, self.rollout.trained_BT, strict=True)]
-        return [
+        good = [
             {"prompt": p, "completion": c, "score": s.value, "parts": dict(s.parts), "status": s.status.value, "tokens": len(lp), "logp": lp}
             for p, c, s, lp in zip(self.texts.prompts, self.texts.texts, scores, logp, strict=True)
         ]
+        return [*good, *self.failed]
 
 
 def read(rollout: Rollout, questions: list[str], roles: Roles, config: PPO) -> Completions:
@@ -65,9 +70,13 @@ def score(rollout: Rollout, texts: Completions, roles: Roles, config: PPO) -> tu
     if failed > config.scores.bad_share or not usable:
         first = next(s for s in scores if not s.status.usable)
         raise RewardError(f"{failed:.0%} of the rewards failed (allowed {config.scores.bad_share:.0%}), the first with {first.status.value}: {next(iter(first.parts), '')}")
-    if len(usable) < len(scores):
+    left_out: tuple[dict[str, Any], ...] = tuple(
+        {"prompt": texts.prompts[i], "completion": texts.texts[i], "score": None, "parts": {}, "status": s.status.value, "reason": next(iter(s.parts), "")}
+        for i, s in enumerate(scores) if not s.status.usable
+    )  # fmt: skip
+    if left_out:
         rollout, texts, scores = rollout.select(usable), texts.select(usable), [scores[i] for i in usable]
-    return Batch(rollout, texts), scores, {name: monitor(texts) for name, monitor in roles.monitors.items()}
+    return Batch(rollout, texts, left_out), scores, {name: monitor(texts) for name, monitor in roles.monitors.items()}
 
 
 def rewards_of(batch: Batch, scores: Sequence[Score], config: PPO) -> Tensor:

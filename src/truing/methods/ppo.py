@@ -32,6 +32,7 @@ from truing.methods.completions import Batch, likelihood, put, read, rewards_of,
 from truing.methods.ppo_record import Clock, record, warn
 from truing.methods.ppo_update import Past, Seen, estimate, minibatches, policy_loss, summary, value_loss
 from truing.methods.roles_of_ppo import Roles, open_roles
+from truing.models import offload
 from truing.models.roles import save_role
 from truing.rewards.normalise import Normaliser
 from truing.rollout.sampler import sample
@@ -53,7 +54,7 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
             weight_decay=config.weight_decay, grad_clip=config.grad_clip, micro_tokens=config.micro_tokens, eps=1e-5,
             lr_of=lambda name: (config.value_lr or config.lr) if name.startswith("value.") else config.lr,
         )  # fmt: skip
-        state: dict[str, Any] = {"kl_coef": config.kl.coef, "normaliser": None}
+        state: dict[str, Any] = {"kl_coef": config.kl.coef, "normaliser": None, "told": []}
         memory = memory_of_ppo.plan(config, roles, [len(p) for p in prompts])
         if run.progress:
             run.progress.note(str(memory))
@@ -82,17 +83,19 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
 
             values = record(batch, scores, normalised, monitored, experience, config)
             values |= {**summary(seen, updated, config.clip, config.value_clip), "kl/coef": control.coef, "policy/stopped": float(len(updated) < sum(map(len, plan)))}
-            state.update(kl_coef=control.after(values["kl/sequence"], len(batch)).coef, normaliser=normaliser.state())
+            told = warn(run, step, values, batch, monitored, state["told"])
+            news = told != state["told"]
+            state.update(kl_coef=control.after(values["kl/sequence"], len(batch)).coef, normaliser=normaliser.state(), told=told)
             run.log("metrics", step, values)
             run.log("timing", step, clock.phases(rollout) | (memory.values() if step == 1 else {}))
-            warn(run, step, values, len(batch))
-            if step == 1 or step % config.save_every == 0 or step == config.steps:
+            if news or step == 1 or step % config.save_every == 0 or step == config.steps:
                 run.samples(step, batch.rows(scores))
             if run.progress:
                 run.progress.step(folder.name, step, {"reward": values["reward/proxy"], "KL": values["kl/sequence"], "length": values["tokens/mean"]}, config.steps)
 
         result: dict[str, Any] = {"steps": config.steps, "updates": learner.updates, "kl_coef": state["kl_coef"]}
         result["weights_sha256"] = save_role(roles.policy, folder / "model", base=roles.source.base, tokenizer=roles.tokenizer)
+        (folder / offload.FILE).unlink(missing_ok=True)  # an offloaded reference has been read for the last time
         run.finish(result)
         return run.done or result
 

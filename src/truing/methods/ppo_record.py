@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -39,7 +38,7 @@ def record(
         "reward/normaliser_std": normalised.std,
         "reward/total": float(experience.rewards.sum()) / n,
         **{f"part/{name}": sum(s.parts[name] for s in scores) / n for name in scores[0].parts},
-        **{f"monitor/{name}": _mean(found) for name, found in monitored.items()},
+        **{f"monitor/{name}": mean for name, found in monitored.items() if (mean := _mean(found)) is not None},
         **{f"monitor/{name}_correlation": rank for name, found in monitored.items() if (rank := _correlation(scores, found)) is not None},
         "kl/sequence": float(away.sum()) / n,
         "kl/k3_sequence": float(kl.k3(past.logp, experience.logp_ref).sum()) / n,
@@ -59,13 +58,24 @@ def record(
     }
 
 
-def warn(run: Run, step: int, values: Mapping[str, float], completions: int) -> None:
-    """What a person should know at once rather than from the report."""
-    if values["reward/score_std"] == 0 and step == 1 and completions > 1:
-        message = f"all rewards of the first rollout are {values['reward/proxy']:.4g}: nothing can be learned from equal rewards; look at samples/ and at the reward"
-        run.log("finding", step, Finding("reward/equal", "warning", message, step).values())
-        if run.progress:
-            run.progress.note(message)
+def warn(run: Run, step: int, values: Mapping[str, float], batch: Batch, monitored: Mapping[str, Sequence[Score]], told: Sequence[str]) -> list[str]:
+    """Say at once, and once, what a person should not have to find in the report; returns everything that has been told by now."""
+    found: dict[str, str] = {}
+    if values["reward/score_std"] == 0 and step == 1 and len(batch) > 1:
+        found["reward/equal"] = f"all rewards of the first rollout are {values['reward/proxy']:.4g}: nothing can be learned from equal rewards; look at samples/ and at the reward"
+    if batch.failed:
+        first = batch.failed[0]
+        found["reward/failed"] = f"{len(batch.failed)} of {len(batch.failed) + len(batch)} rewards failed, the first with {first['status']}: {first['reason']}; they are left out, see samples/"
+    for name, scores in monitored.items():
+        bad = [s for s in scores if not s.status.usable]
+        if bad:
+            found[f"monitor/{name}"] = f"monitor {name} failed on {len(bad)} of {len(scores)} completions, the first with {bad[0].status.value}: {next(iter(bad[0].parts), '')}"
+    for key, message in found.items():
+        if key not in told:
+            run.log("finding", step, Finding(key, "warning", message, step).values())
+            if run.progress:
+                run.progress.note(message)
+    return sorted({*told, *found})
 
 
 class Clock:
@@ -93,6 +103,6 @@ def _correlation(scores: Sequence[Score], judged: Sequence[Score]) -> float | No
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
-def _mean(scores: Sequence[Score]) -> float:
+def _mean(scores: Sequence[Score]) -> float | None:
     usable = [s.value for s in scores if s.status.usable]
-    return sum(usable) / len(usable) if usable else math.nan
+    return sum(usable) / len(usable) if usable else None

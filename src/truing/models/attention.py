@@ -25,5 +25,5 @@ def causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     k, v = (x.transpose(1, 2).reshape(b * heads, t, d) for x in (k, v))
     future = torch.ones(t, t, dtype=torch.bool, device=q.device).triu(1)
     scores = torch.bmm(q, k.transpose(1, 2)).view(b * heads, groups, t, t).masked_fill(future, float("-inf"))
-    weights = scores.float().softmax(-1).to(v.dtype).view(b * heads, groups * t, t)
+    weights = scores.softmax(-1).view(b * heads, groups * t, t)  # of bfloat16 too, this is summed in float32
     return torch.bmm(weights, v).view(b, heads, groups, t, d).permute(0, 3, 1, 2, 4).reshape(b, t, h, d)

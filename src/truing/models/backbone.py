@@ -66,17 +66,26 @@ class Backbone:
     # -- forward -------------------------------------------------------------------------------------------------
     def hidden(self, pack: Pack, adapter: Adapter | None = None) -> Tensor:
         """Final hidden states ``[N, D]`` (after the last normalisation), float32."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = self.context
         if limit and pack.shape[1] > limit:
             raise ModelError(f"a sequence of {pack.shape[1]} tokens exceeds the model's context of {limit}; lower max_length or max_new_tokens")
         if not self.lean:
             return self._transformers_hidden(pack, adapter)
         if self.depth == 0:
             return llama.run(self.model, llama.embed(self.model, pack), pack, 0, adapter)
-        if self not in pack.trunk:
-            with torch.no_grad():
-                pack.trunk[self] = llama.run_layers(self.model, llama.embed(self.model, pack), pack, 0, self.depth, None)
+        self.prepare(pack, pack.tokens)
         return llama.run(self.model, pack.trunk[self], pack, self.depth, adapter)
+
+    @torch.no_grad()
+    def prepare(self, pack: Pack, micro_tokens: int) -> None:
+        """Run the frozen layers of a whole pack, once, in parts of at most ``micro_tokens``; parts selected from it carry the result.
+
+        It does nothing where no layer is frozen for every role (``depth`` 0) or where it has been done.
+        """
+        if self.depth == 0 or not self.lean or self in pack.trunk:
+            return
+        parts = [pack.select(rows) for rows in pack.cut(micro_tokens)] if pack.tokens > micro_tokens else [pack]
+        pack.trunk[self] = torch.cat([llama.run_layers(self.model, llama.embed(self.model, p), p, 0, self.depth, None) for p in parts])
 
     def _transformers_hidden(self, pack: Pack, adapter: Adapter | None) -> Tensor:
         ids_BT = pack.grid(pack.ids_N)
@@ -118,6 +127,11 @@ class Backbone:
         return add
 
     # -- head ----------------------------------------------------------------------------------------------------
+    @property
+    def context(self) -> int | None:
+        """The most tokens of one sequence; None where the model has no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
     @property
     def head_weight(self) -> Tensor:
         return self.model.get_output_embeddings().weight

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from truing.models.adapters import Adapter
 from truing.models.attention import causal
+from truing.models.lean_backward import gated, rms_norm
 from truing.models.pack import Pack
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -71,7 +72,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def norm(module: nn.Module, x: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
+    return rms_norm(x, module.weight, module.variance_epsilon)
 
 
 def linear(module: nn.Linear, path: str, x: Tensor, adapter: Adapter | None) -> Tensor:
@@ -92,8 +93,8 @@ def project(attention: nn.Module, path: str, x_ND: Tensor, cos: Tensor, sin: Ten
 
 
 def feed_forward(mlp: nn.Module, path: str, x: Tensor, adapter: Adapter | None) -> Tensor:
-    gate = F.silu(linear(mlp.gate_proj, f"{path}.gate_proj", x, adapter))
-    return linear(mlp.down_proj, f"{path}.down_proj", gate * linear(mlp.up_proj, f"{path}.up_proj", x, adapter), adapter)
+    hidden = gated(linear(mlp.gate_proj, f"{path}.gate_proj", x, adapter), linear(mlp.up_proj, f"{path}.up_proj", x, adapter))
+    return linear(mlp.down_proj, f"{path}.down_proj", hidden, adapter)
 
 
 def _layer(layer: nn.Module, path: str, x_ND: Tensor, pack: Pack, cos: Tensor, sin: Tensor, adapter: Adapter | None) -> Tensor:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from truing.errors import ModelError
@@ -45,26 +46,54 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise ModelError(f"tokenizer of {name!r} cannot be loaded: {_first_line(error)}") from error
 
 
-def load_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(name: str, dtype: torch.dtype = torch.float32, *, body: bool = False) -> PreTrainedModel:
     """The causal language model behind a name, in eval mode, dropout off, on the CPU.
 
-    Raises ModelError when it is missing, not in safetensors, or not a decoder.
+    Args:
+        body: only the decoder below the language-model head is needed, so weights of a classifier serve too.
+
+    Raises ModelError when it is missing, not in safetensors, or not a decoder; or when the file lacks weights, which
+    transformers would fill with random ones.
     """
     where = locate(name)
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+            model, found = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         hint = "" if Path(where).exists() else "; known built-in names: " + ", ".join(BUILTIN) + "; a hub id needs a reachable hub"
         raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}{hint}") from error
     finally:
         hf_logging.set_verbosity(verbosity)
+    missing = sorted(k for k in found["missing_keys"] if not (body and k.startswith("lm_head.")))
+    if missing:
+        raise ModelError(f"model {name!r}: its file lacks {len(missing)} of the weights, the first is {missing[0]!r}; a language model is needed here, whole")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # a dropped unit would make the ratio differ from 1 and the KL from 0
     return model.eval()
+
+
+def score_head(name: str) -> torch.Tensor | None:
+    """The ``[1, D]`` head of an AutoModelForSequenceClassification folder or hub id; None when it has none.
+
+    Raises ModelError when it gives several numbers a text, not one score.
+    """
+    where = Path(locate(name))
+    try:
+        if not where.is_dir():
+            where = Path(cached_file(name, "config.json")).parent
+        for path in sorted(where.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                if "score.weight" in file.keys():
+                    weight = file.get_tensor("score.weight").float().clone()
+                    if len(weight) != 1:
+                        raise ModelError(f"model {name!r} gives {len(weight)} numbers a text; a scorer gives one (num_labels=1)")
+                    return weight
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"model {name!r}: its score head cannot be read: {_first_line(error)}") from error
+    return None
 
 
 def tiny_model(vocab_size: int, *, seed: int = 0, layers: int = 2, hidden: int = 64, heads: int = 4, context: int = 256, kind: str = "llama", **options: Any) -> PreTrainedModel:

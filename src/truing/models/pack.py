@@ -58,6 +58,18 @@ class Pack:
         """Packed indices of positions ``first[b] .. last[b] - 1`` of every sequence, in order."""
         return torch.cat([torch.arange(s + a, s + b) for s, a, b in zip(self.starts, first, last, strict=True)])
 
+    def cut(self, budget: int) -> list[range]:
+        """Sequences in order, in parts of at most `budget` tokens; a longer one stands alone."""
+        parts: list[range] = []
+        room = -1
+        for row, length in enumerate(self.lengths):
+            if length > room:
+                parts.append(range(row, row))
+                room = budget
+            parts[-1] = range(parts[-1].start, row + 1)
+            room -= length
+        return parts
+
     def last(self) -> Tensor:
         """Packed index of every sequence's last token, ``[B]``."""
         return torch.tensor([s + n - 1 for s, n in zip(self.starts, self.lengths, strict=True)])

@@ -8,13 +8,17 @@ products are not float32-exact, the permission is taken back.
 from __future__ import annotations
 
 import functools
+import os
 
 import torch
+
+KERNELS = 64  # compiled kernels kept, of up to a MiB each: a layer's forward and backward need about 40
 
 
 @functools.cache
 def fast_float32() -> str:
     """Choose the float32 kernels of this process, once. Returns "onednn" or "default"."""
+    _bound_kernel_caches()
     backend = getattr(torch.backends.mkldnn, "matmul", None)
     if backend is None or not hasattr(backend, "fp32_precision") or not torch.backends.mkldnn.is_available():
         return "default"
@@ -26,6 +30,13 @@ def fast_float32() -> str:
         return "onednn"
     backend.fp32_precision = before
     return "default"
+
+
+def _bound_kernel_caches() -> None:
+    """oneDNN compiles a kernel for every shape, and batches of text have a new shape every time. Both its caches keep 1024 of
+    them by default, about a GiB, of which hardly one is used again. They read these variables when the first kernel is made."""
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KERNELS))
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from truing.errors import ConfigError, ModelError
 from truing.models.adapters import Adapter
 from truing.models.backbone import Backbone
 from truing.models.heads import ScalarHead
-from truing.models.load import load_model, load_tokenizer, locate, save_model
+from truing.models.load import load_model, load_tokenizer, locate, save_model, score_head
 from truing.models.pack import Pack
 from truing.models.precision import fast_float32, has_bfloat16
 
@@ -82,10 +82,12 @@ class Origin:
         found = _read(self.folder, "adapter_model.safetensors")
         return {k.removeprefix(PEFT_PREFIX).replace(".lora_A.weight", ".A").replace(".lora_B.weight", ".B"): v for k, v in found.items()}
 
-    def head_tensors(self) -> dict[str, Tensor]:
-        if self.folder is None or not (self.folder / "head.safetensors").exists():
-            raise ModelError(f"{self.folder or self.base}: no head.safetensors, so it cannot score; give a folder written by `truing reward`")
-        return _read(self.folder, "head.safetensors")
+    def head_tensors(self) -> dict[str, Tensor] | None:
+        """Its scalar head, from a folder of `truing reward` or from a transformers classifier of one number; None when it has neither."""
+        if self.folder is not None and (self.folder / "head.safetensors").exists():
+            return _read(self.folder, "head.safetensors")
+        weight = None if self.lora else score_head(self.base)
+        return None if weight is None else {"weight": weight[0], "bias": torch.zeros(())}
 
 
 def _read(folder: Path | None, name: str) -> dict[str, Tensor]:
@@ -115,8 +117,16 @@ def tokenizer_of(name: str) -> Any:
     return load_tokenizer(origin(name).base)
 
 
-def open_backbone(name: str, options: Stage) -> tuple[Backbone, Origin]:
+def same_tokens(one: str, other: str) -> bool:
+    """Whether two base models read the same tokens: one vocabulary, id by id."""
+    return one == other or load_tokenizer(one).get_vocab() == load_tokenizer(other).get_vocab()
+
+
+def open_backbone(name: str, options: Stage, *, body: bool = False) -> tuple[Backbone, Origin]:
     """The backbone behind a model name, ready for these options; full fine-tuning merges a saved adapter into the base.
+
+    Args:
+        body: the language-model head is not needed, so that a classifier's weights serve too.
 
     Raises ConfigError when the model carries an adapter of another shape than `options.lora`, ModelError when its base has changed.
     """
@@ -124,7 +134,7 @@ def open_backbone(name: str, options: Stage) -> tuple[Backbone, Origin]:
     source = origin(name)
     if source.base_sha256 is not None and source.base_sha256 != base_hash(source.base):
         raise ModelError(f"{name}: the weights of its base {source.base} are not the ones it was trained on; put them back, or train {name} again")
-    model = load_model(source.base)
+    model = load_model(source.base, body=body)
     if source.lora is not None and source.lora != options.lora:
         if options.lora is not None:
             raise ConfigError(f"{name} carries an adapter with lora {_plain(source.lora)}, this stage asks for {_plain(options.lora)}; use the same, or null to train every weight")
@@ -184,17 +194,20 @@ def open_role(name: str, *, share: Backbone | None = None, share_base: str | Non
         head: also load its scalar head, which makes it a scorer.
     """
     saved = source = origin(name)
-    if share_base is not None and saved.base != share_base and load_tokenizer(saved.base).get_vocab() != load_tokenizer(share_base).get_vocab():
+    if share_base is not None and not same_tokens(saved.base, share_base):
         raise ModelError(f"{name} reads other tokens than {share_base}: its tokenizer differs; use models of one family, or score the text with module:function")
     if share is not None and share.lora is not None and source.base == share_base and (source.lora == share.lora or (source.lora is None and not head)):
         backbone = share
     else:
-        backbone, source = open_backbone(name, Stage(lora=saved.lora, dtype=saved.dtype))
+        backbone, source = open_backbone(name, Stage(lora=saved.lora, dtype=saved.dtype), body=head)
         backbone.model.requires_grad_(False)
     role = Role(backbone) if source.lora is None else policy_role(backbone, source, seed=0, purpose="saved", trained=False)
     if head:
+        tensors = saved.head_tensors()
+        if tensors is None:
+            raise ModelError(f"{name}: no score head, so it cannot score; give a folder written by `truing reward`, or a classifier of one number")
         role.head = ScalarHead(backbone.width, seed=0, purpose="saved")
-        role.head.load_state_dict(saved.head_tensors())
+        role.head.load_state_dict(tensors)
         role.head.requires_grad_(False)
     return role
 
