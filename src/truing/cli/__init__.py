@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 an error, said in one line; 2 a command line that cannot b
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -61,6 +62,8 @@ for group in (data_app, ckpt_app):
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``truing``. Always ends in SystemExit."""
     show.set_up_streams()
+    with contextlib.suppress(OSError):  # a person's own module:function lies beside the data; last, so that nothing there shadows a library
+        sys.path.append(os.getcwd())
     code: Any = 0
     try:
         app(args=list(argv) if argv is not None else None, prog_name="truing")

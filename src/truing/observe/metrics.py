@@ -166,6 +166,10 @@ _ROWS = [
     Metric("seconds/update", "s", "wall time of forward, backward and optimiser", None, OWN, _ALL),
     Metric("seconds/step", "s", "wall time of the whole step", None, OWN, _ALL),
     Metric("tokens_per_second", "tokens/s", "tokens processed (sft, reward) or generated (ppo) divided by the seconds of the step", None, OWN, _ALL),
+    Metric("memory/plan/<name>", "MiB", "what one item was expected to take, before the first step", None, OWN, ("ppo",)),
+    Metric("memory/phase/<name>", "MiB", "what the items that are there together in a phase were expected to take", None, OWN, ("ppo",)),
+    Metric("memory/alternative/<name>", "MiB", "what the same run was expected to take under another choice of models", None, OWN, ("ppo",)),
+    Metric("memory/peak_planned", "MiB", "highest resident memory that was expected before the first step", None, OWN, ("ppo",)),
     Metric("memory/peak_mib", "MiB", "highest resident memory of the process so far", None, OWN, _ALL),
 ]
 
@@ -182,6 +186,9 @@ def lookup(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
+    for family in ("memory/plan", "memory/phase", "memory/alternative"):
+        if name.startswith(f"{family}/") and len(name) > len(family) + 1:
+            return METRICS[f"{family}/<name>"]
     family, _, rest = name.partition("/")
     ending = CORRELATION if family == "monitor" and rest.removesuffix(CORRELATION) not in ("", rest) else ""
     if rest and f"{family}/<name>{ending}" in METRICS:

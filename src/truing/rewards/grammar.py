@@ -128,7 +128,7 @@ def number(value: Any, where: str = "a constant") -> float:
     except OverflowError:
         found = math.inf
     if not math.isfinite(found):
-        raise ConfigError(f"{where}: {str(value)[:20]} is not a finite number")
+        raise ConfigError(f"{where}: {value if isinstance(value, float) else 'an integer of hundreds of digits'} is not a finite number")
     return found
 
 

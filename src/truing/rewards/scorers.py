@@ -52,6 +52,8 @@ def find_scorer(
     names = grammar.labels(found)
     if tokenizer is None and share_base is not None and any(a.kind == "learned" for a in found):
         tokenizer = load_tokenizer(share_base)
+    if at != "last" and not any(a.kind == "learned" for a in found):
+        raise ConfigError(f"scores.at={at!r} spreads a learned reward, and {text[:80]!r} has none; use last (a function may give one number a line itself)")
     lines = Lines(tokenizer) if tokenizer is not None else None
     opener = _Opener(share, share_base, tokenizer, lines, at, timeout)
     scorers = {atom: opener.open(atom, names[atom]) for atom in found}

@@ -81,4 +81,5 @@ def text_function(target: str, name: str, timeout: float | None, lines: Lines | 
 
 
 def _cannot(target: str, why: str) -> ConfigError:
-    return ConfigError(f"scorer {target!r} cannot be imported ({why}); write package.module:function")
+    remedy = "run from the folder that holds it, or put that folder on PYTHONPATH" if "ModuleNotFoundError" in why else "write package.module:function"
+    return ConfigError(f"scorer {target!r} cannot be imported ({why}); {remedy}")
