@@ -347,7 +347,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             lines.append(f"{where} is missing; it has no default")
         else:
             # A rule about several options names them itself; a rule about one is told with its value.
-            lines.append((f"{where}={e.get('input')!r}: " if where else "") + e["msg"].removeprefix("Value error, "))
+            shown = where if isinstance(e.get("input"), Mapping) else f"{where}={e.get('input')!r}"
+            lines.append((f"{shown}: " if where else "") + e["msg"].removeprefix("Value error, "))
     return "; ".join(lines)
 
 

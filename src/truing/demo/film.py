@@ -240,4 +240,4 @@ def _texts_only(texts: list[str]) -> Any:
     from truing.models.pack import Pack
     from truing.rewards.scorers import Completions
 
-    return Completions([""] * len(texts), list(texts), Pack([[0]] * len(texts)))
+    return Completions([""] * len(texts), list(texts), Pack([[0]] * len(texts)), [0] * len(texts), [True] * len(texts))
