@@ -38,7 +38,9 @@ def outcome(folder: Path) -> dict[str, Any]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uninterrupted run, by the command line, in a process of its own."""
     path = tiny.folder(tmp_path_factory.mktemp("pipeline data"))
-    (path / "recipe.yaml").write_text(yaml.safe_dump(tiny.recipe(path), sort_keys=False))
+    # a reward made of a stage and a price on length, scores with a memory, a coefficient that adapts: everything a killed run must not forget
+    composed = tiny.recipe(path, reward="reward - 0.05 * excess_tokens(6)", scores={"normalise": "running"}, kl={"coef": 0.05, "target": 2.0, "horizon": 200})
+    (path / "recipe.yaml").write_text(yaml.safe_dump(composed, sort_keys=False))
     run_to_the_end(path)
     return path
 
@@ -68,6 +70,9 @@ def test_it_learns_and_every_stage_leaves_its_evidence(whole: Path) -> None:
     rows = evaluation["rows"]
     before, after = ([sum(s["scores"]["proxy"] for s in row[which]) / 2 for row in rows] for which in ("before", "after"))
     assert evaluation["difference"]["proxy"]["mean"] == pytest.approx(sum(after) / len(after) - sum(before) / len(before))
+    ppo = [e for e in read_events(folder / "ppo") if e["kind"] == "metrics"]
+    assert all(m["reward/proxy"] == pytest.approx(m["part/reward"] - 0.05 * m["part/excess_tokens(6)"], abs=1e-5) for m in ppo)  # every part on its own
+    assert len({m["kl/coef"] for m in ppo}) == 8 and len({m["reward/normaliser_std"] for m in ppo}) == 8
     samples = [json.loads(line) for line in (folder / "ppo" / "samples" / "step-000008.jsonl").read_text().splitlines()]
     assert len(samples) == 16 and all(len(s["logp"]) == s["tokens"] for s in samples)
     assert (whole / "runs" / "tiny" / "report.html").exists()
