@@ -36,8 +36,8 @@ class Status(StrEnum):
 class Score:
     """One reward: its value, the named parts it was made of, and how it came to be.
 
-    ``Score(0.8, {"rm": 1.0, "length": -0.2})`` is a reward of 0.8. A failed one keeps ``value = nan`` and a status that
-    says why; it is left out of every mean and counted.
+    ``Score(0.8, {"rm": 1.0, "excess_tokens(150)": 20.0})`` is what ``rm - 0.01 * excess_tokens(150)`` makes: parts are as they were
+    before sign and weight. A failed one keeps ``value = nan`` and a status that says why; it is left out of every mean and counted.
 
     ``spread`` is empty when the value stands at the completion's last token; else it holds one number a completion token,
     and they add up to the value.

@@ -113,7 +113,7 @@ _ROWS = [
            Healthy(0.0, 0.5, "most scores are clipped, so good and better ones look alike; raise scores.clip, or normalise first"), DETAILS, ("ppo",)),
     Metric("reward/normaliser_mean", "score", "what scores.normalise subtracts from each score", None, STIENNON, ("ppo",)),
     Metric("reward/normaliser_std", "score", "what scores.normalise divides each score by", Healthy(1e-6, None, "dividing by next to nothing blows noise up into reward; scores.normalise: none, or a reward that differs between texts"), STIENNON, ("ppo",)),
-    Metric("part/<name>", "score", "mean of one named part of a composed reward, with its sign and weight, so that the parts add up to reward/proxy", None, OWN, ("ppo",)),
+    Metric("part/<name>", "score", "mean of one named part of a composed reward, its own number before sign and weight: the expression of the parts is reward/proxy", None, OWN, ("ppo",)),
     Metric("monitor/<name>", "score", "mean score of an independent judge that is never trained on, on the same completions", None, GAO, ("ppo",)),
     Metric("monitor/<name>_correlation", "1", "Spearman's rank correlation of the reward with that judge over the step's completions; the over-optimisation alarm watches how it falls", None, GAO, ("ppo",)),
     # PPO: distance to the reference
