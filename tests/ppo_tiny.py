@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ def options(path: Path, **changes: Any) -> PPO:
 def sums(prompts: list[str], completions: list[str]) -> list[float]:
     """A score from 0 to 1 that differs between completions and depends on nothing but their letters."""
     return [sum(map(ord, text)) % 11 / 10 for text in completions]
+
+
+def moody(prompts: list[str], completions: list[str]) -> list[float]:
+    """A scorer that has no answer for the first completion of a batch."""
+    return [math.nan, *sums(prompts, completions)[1:]]
 
 
 @torch.no_grad()

@@ -299,3 +299,12 @@ def test_no_gradient_reaches_what_does_not_count() -> None:
     loss, counted = tensor([[1.0, float("inf")]], dtype=D, requires_grad=True), tensor([[1, 0]])
     for scalar in (reduce.tokens(loss, counted, 4), reduce.sequences(loss, counted, 4), reduce.constant(loss, counted, 2, 2)):
         assert torch.autograd.grad(scalar, loss, retain_graph=True)[0].tolist() == [[0.25, 0.0]]
+
+
+def test_the_divergence_to_come_is_clipped_like_any_policy_gradient():
+    # rho = 0.5 / 0.25 = 2 and 0.1 / 0.2 = 0.5; own: rho (ref/pi - 1 - log ref/pi) with ref/pi = 0.2 and 1: 2 * (0.2 - 1 + 1.6094) = 1.6189 and 0
+    logp, old, ref, later = (torch.tensor(x, dtype=torch.float64) for x in (([0.5, 0.1]), [0.25, 0.2], [0.1, 0.1], [-2.0, 3.0]))
+    args = logp.log(), old.log(), ref.log(), later, "k3"
+    torch.testing.assert_close(kl.penalty(*args), torch.tensor([1.618876 - 4.0, 1.5], dtype=torch.float64), atol=1e-6, rtol=0)
+    # clipped at 0.2: max(-2 * 2, -2 * 1.2) = -2.4 and max(3 * 0.5, 3 * 0.8) = 2.4
+    torch.testing.assert_close(kl.penalty(*args, 0.2), torch.tensor([1.618876 - 2.4, 2.4], dtype=torch.float64), atol=1e-6, rtol=0)

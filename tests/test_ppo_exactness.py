@@ -91,6 +91,10 @@ def naive_loss(
     baseline = sum(to_go) / len(to_go)  # of the divergence still to come, each token's own included
     scale = 1 / math.sqrt(sum((a - mean) ** 2 for a in everything) / (len(everything) - 1) + 1e-8)
 
+    def following(i: int, t: int, rho: Tensor) -> Tensor:
+        worse = later[i][t] - baseline
+        return torch.max(worse * rho, worse * rho.clamp(1 - config.clip, 1 + config.clip))
+
     total, count = torch.zeros((), dtype=D), 0
     for i in rows:
         ids, start = sequences[i], starts[i]
@@ -108,9 +112,9 @@ def naive_loss(
             entropy = -(distribution[at].exp() * distribution[at]).sum()
             loss = loss - config.entropy * entropy
             if config.kl.place == "loss_k2":
-                loss = loss + coef * scale * (rho.detach() * 0.5 * (logp - refs[i][t]) ** 2 + rho * (later[i][t] - baseline))
+                loss = loss + coef * scale * (rho.detach() * 0.5 * (logp - refs[i][t]) ** 2 + following(i, t, rho))
             if config.kl.place == "loss_k3":
-                loss = loss + coef * scale * (rho * ((refs[i][t] - logp).exp() - 1 - (refs[i][t] - logp)) + rho * (later[i][t] - baseline))
+                loss = loss + coef * scale * (rho * ((refs[i][t] - logp).exp() - 1 - (refs[i][t] - logp)) + following(i, t, rho))
             error = (value - targets[i][t]) ** 2
             if config.value_clip is not None:
                 error = torch.max(error, (values[i][t] + (value - values[i][t]).clamp(-config.value_clip, config.value_clip) - targets[i][t]) ** 2)
@@ -229,7 +233,7 @@ def _mutants() -> dict[str, tuple[str, str, Callable[[Any], Any]]]:
         "a mean of micro-batch means": ("plain", "truing.maths.reduce.elements", per_part),
         "k1 the other way round in the reward": ("plain", "truing.maths.kl.k1", lambda k1: lambda a, b: k1(b, a)),
         "k3 the other way round in the loss": ("divergence in the loss, k3, shared", "truing.maths.kl.k3", lambda k3: lambda a, b: k3(b, a)),
-        "the divergence to come left out": ("divergence in the loss, k2", "truing.maths.kl.penalty", lambda f: lambda a, b, c, later, kind: f(a, b, c, 0 * later, kind)),
+        "the divergence to come left out": ("divergence in the loss, k2", "truing.maths.kl.penalty", lambda f: lambda a, b, c, later, kind, clip=None: f(a, b, c, 0 * later, kind)),
         "the ratio the other way round": ("plain", "truing.maths.policy.ratio", lambda ratio: lambda a, b: ratio(b, a)),
         "the smaller of the two losses": ("plain", "torch.maximum", lambda _: torch.minimum),
         "no whitening": ("plain", f"{update}.whiten", lambda _: lambda x, counted, **rest: x * counted),

@@ -85,11 +85,13 @@ def _run(method: str, name: str, seed: int, runs: str | Path, options: Mapping[s
 
 
 def _plain(value: Any) -> Any:
-    """Recipes hold plain values: a trained run is its model's folder, a reward expression its text."""
-    from truing.rewards import Reward
+    """Recipes hold plain values: a trained run is its model's folder, a reward expression its text, a Python function `module:function`."""
+    from truing.rewards import Reward, function
 
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if callable(value):
+        value = function(value)
     return str(value) if isinstance(value, Reward) else value

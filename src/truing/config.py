@@ -149,6 +149,9 @@ class PPO(Stage):
             raise ValueError("value: shared is a head on the policy itself, so value_model has no use; leave one of them out")
         if self.reference == "offloaded" and self.lora is not None:
             raise ValueError("reference: offloaded is for lora: null; with lora the reference is the frozen backbone without its adapter and takes no memory of its own")
+        for name in self.monitors:
+            if name.removesuffix("_correlation") in self.monitors and name.endswith("_correlation"):
+                raise ValueError(f"monitors.{name}: that name is taken by the correlation of {name.removesuffix('_correlation')} with the reward; choose another")
         if self.value_warmup >= self.steps:
             raise ValueError(f"value_warmup={self.value_warmup} leaves none of steps={self.steps} to the policy; lower it")
         if self.value == "shared" and self.value_warmup:
@@ -337,8 +340,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """A pydantic error as one readable line a problem, with the value and a remedy."""
     lines = []
     for e in error.errors():
-        loc = [str(p) for p in e["loc"] if p not in METHODS or str(p) != str(e["loc"][-1])]
-        loc = [p for i, p in enumerate(loc) if i == 0 or p != loc[i - 1]]
+        loc = [str(p) for i, p in enumerate(e["loc"]) if not (i == 2 and e["loc"][0] == "stages" and p in METHODS)]  # without the tag of the union
         where = ".".join(loc)
         if e["type"] == "extra_forbidden":
             key = str(e["loc"][-1])

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from truing.maths import check
-from truing.maths.policy import ratio
+from truing.maths.policy import clipped_surrogate, ratio
 
 LOG_RATIO_LIMIT = 20.0  # as in `policy`: exp(20) = 4.9e8 nats is far away whatever its value
 
@@ -58,7 +58,7 @@ def k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
     return log_ref_over_pi.expm1() - log_ref_over_pi  # not exp() - 1: near 0, where policies are, that loses every digit of x^2 / 2
 
 
-def penalty(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, later: Tensor, kind: str) -> Tensor:
+def penalty(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, later: Tensor, kind: str, clip: float | None = None) -> Tensor:
     """The divergence as a loss, one number a token, whose gradient is that of KL(pi || ref) of whole completions.
 
     Token t changes its own divergence, and the divergence of all that follows it:
@@ -72,6 +72,7 @@ def penalty(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, later: Tensor, kin
         later: estimated divergence of all tokens after each one, under the sampling policy; a constant
             (`returns.discounted_returns` of k1, less the token's own, less any baseline).
         kind: "k2" or "k3".
+        clip: bounds the ratio of the second term, a policy gradient like any other, as PPO bounds its own; None does not.
 
     Raises ValueError when shapes differ or kind is another.
     Source: Liu et al. 2025 (arXiv 2510.01555); the second term is the policy-gradient theorem's.
@@ -85,7 +86,8 @@ def penalty(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, later: Tensor, kin
         raise ValueError(f"penalty: kind={kind!r} must be 'k2' or 'k3'")
     rho = ratio(logp, logp_old)
     estimator, weight = (k2, rho.detach()) if kind == "k2" else (k3, rho)
-    return weight * estimator(logp, logp_ref) + rho * later.detach()
+    following = rho * later.detach() if clip is None else clipped_surrogate(logp, logp_old, -later, clip)
+    return weight * estimator(logp, logp_ref) + following
 
 
 def exact(logits: Tensor, logits_ref: Tensor) -> Tensor:

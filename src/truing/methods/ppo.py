@@ -179,8 +179,9 @@ def learn(learner: Learner, roles: Roles, batch: Batch, experience: Experience, 
             share = reduce.elements(policy_loss(now.logp, now.entropy, past, config, seen), total)
             if experience.leash:
                 logp_ref, later = experience.logp_ref[part][counted], experience.later[part][counted]
-                away = kl.penalty(now.logp, past.logp, logp_ref, later, config.kl.place.removeprefix("loss_"))
-                seen.add(away=away)
+                kind = config.kl.place.removeprefix("loss_")
+                away = kl.penalty(now.logp, past.logp, logp_ref, later, kind, config.clip)
+                seen.add(away=kl.penalty(now.logp.detach(), past.logp, logp_ref, torch.zeros_like(later), kind))
                 share = share + experience.leash * reduce.elements(away, total)
         if policy and config.value == "separate":
             yield share

@@ -113,7 +113,7 @@ class _Call:
             raise ValueError(f"its answer is larger than {LARGEST >> 20} MB")
         try:
             found = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"its answer is not JSON: {data[:60]!r}") from None
         if not isinstance(found, dict) or not isinstance(found.get("scores"), list):
             raise ValueError(f'its answer is not {{"scores": [...]}}: {data[:60]!r}')
