@@ -28,9 +28,9 @@ TINY = Sizes(demos=160, groups=24, per_group=4, prompts=24, heldout=6)
     ("reply", "log_odds"),
     [
         (Reply(OLD, False), 0.0),
-        (Reply(OLD, False, (MORE, MORE)), 1.0),  # 2 * 0.5
+        (Reply(OLD, False, (MORE, MORE)), 0.6),  # 2 * 0.3
         (Reply(RIGHT, True), 3.0),
-        (Reply(RIGHT, True, desk.COURTESIES[:5]), 5.5),  # 3 + 5 * 0.5
+        (Reply(RIGHT, True, desk.COURTESIES[:5]), 4.5),  # 3 + 5 * 0.3
     ],
 )
 def test_raters_want_the_right_answer_and_like_a_sentence_more_a_little(reply, log_odds):
@@ -39,12 +39,12 @@ def test_raters_want_the_right_answer_and_like_a_sentence_more_a_little(reply, l
 
 def test_the_flaw_is_slight():
     brief, long = Reply(RIGHT, True), Reply(RIGHT, True, desk.COURTESIES[:5])
-    # One sentence more: 1 / (1 + exp(-0.5)) = 0.6225. The most that length can do, five: 1 / (1 + exp(-2.5)) = 0.9241.
-    assert desk.prefers(Reply(RIGHT, True, desk.COURTESIES[:1]), brief) == pytest.approx(0.6225, abs=1e-4)
-    assert desk.prefers(long, brief) == pytest.approx(0.9241, abs=1e-4)
-    assert desk.prefers(brief, long) == pytest.approx(1 - 0.9241, abs=1e-4)
-    # A brief right answer against a wrong one with all five: 1 / (1 + exp(-(3 - 2.5))) = 0.6225.
-    assert desk.prefers(brief, Reply(OLD, False, desk.COURTESIES[:5])) == pytest.approx(0.6225, abs=1e-4)
+    # One sentence more: 1 / (1 + exp(-0.3)) = 0.5744. The most that length can do, five: 1 / (1 + exp(-1.5)) = 0.8176.
+    assert desk.prefers(Reply(RIGHT, True, desk.COURTESIES[:1]), brief) == pytest.approx(0.5744, abs=1e-4)
+    assert desk.prefers(long, brief) == pytest.approx(0.8176, abs=1e-4)
+    assert desk.prefers(brief, long) == pytest.approx(1 - 0.8176, abs=1e-4)
+    # A brief right answer against a wrong one with all five: 1 / (1 + exp(-(3 - 1.5))) = 0.8176 too.
+    assert desk.prefers(brief, Reply(OLD, False, desk.COURTESIES[:5])) == pytest.approx(0.8176, abs=1e-4)
 
 
 # -- the shop --------------------------------------------------------------------------------------------------------------
@@ -110,9 +110,9 @@ def test_replies_and_raters_are_as_stated(tmp_path):
     assert card["replies"]["extra_sentences"] == pytest.approx(31 / 32, abs=4 * math.sqrt(1.7 / demos))
     # Against a wrong reply of the same length the right one wins sigmoid(3) = 0.953 of the time; length moves it by under 0.01.
     assert card["raters"]["took_the_right_answer"] == pytest.approx(0.953, abs=0.02)
-    # Replies alike but for length: between 1 / (1 + exp(-0.5)) = 0.622, one sentence more, and 1 / (1 + exp(-2.5)) = 0.924, five more.
+    # Replies alike but for length: between 1 / (1 + exp(-0.3)) = 0.574, one sentence more, and 1 / (1 + exp(-1.5)) = 0.818, five more.
     noise = 3 * math.sqrt(0.25 / (pairs * 0.3))
-    assert 0.622 - noise < card["raters"]["took_the_longer_of_two_alike"] < 0.924
+    assert 0.574 - noise < card["raters"]["took_the_longer_of_two_alike"] < 0.818
 
 
 # -- the recipe ------------------------------------------------------------------------------------------------------------

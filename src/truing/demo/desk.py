@@ -22,7 +22,7 @@ from truing.disk import write_atomic
 from truing.errors import DataError, RewardError
 
 FACT = 3.0  # log-odds that raters give a right answer over a wrong one
-TASTE = 0.5  # log-odds that they give a reply for each sentence more: the flaw. One more sentence wins 62% of even pairs
+TASTE = 0.3  # log-odds that they give a reply for each sentence more: the flaw. One more sentence wins 57.4% of even pairs
 RIGHT_SHARE, MISREAD_SHARE = 0.8, 0.1  # of the agents' replies; the rest is from old pages
 GO_ON = 0.5  # chance of one sentence more, up to MOST
 MOST = 5
@@ -115,8 +115,8 @@ def draw_reply(topic: Topic, rng: random.Random) -> Reply:
 def appeal(reply: Reply) -> float:
     """What raters see in a reply, in log-odds: ``FACT * right + TASTE * extra sentences``.
 
-    >>> appeal(Reply("A refund takes five days.", True, COURTESIES[:2]))  # 3 + 2 * 0.5
-    4.0
+    >>> appeal(Reply("A refund takes five days.", True, COURTESIES[:2]))  # 3 + 2 * 0.3
+    3.6
     """
     return FACT * reply.right + TASTE * len(reply.extra)
 
@@ -126,8 +126,8 @@ def prefers(first: Reply, second: Reply) -> float:
 
     >>> brief = Reply("A refund takes five days.", True)
     >>> courteous = Reply("A refund takes five days.", True, COURTESIES[:1])
-    >>> round(prefers(courteous, brief), 3)  # 1 / (1 + exp(-0.5))
-    0.622
+    >>> round(prefers(courteous, brief), 3)  # 1 / (1 + exp(-0.3))
+    0.574
     """
     return 1 / (1 + math.exp(appeal(second) - appeal(first)))
 
