@@ -35,6 +35,8 @@ LABS: dict[str, str] = {
     "kl": "three estimators of one divergence",
     "cartpole": "REINFORCE, actor-critic and PPO on one task",
     "overoptimisation": "what is optimised rises, what is meant by it falls: where, and who notices",
+    "optimum": "a language small enough to know the best policy, and PPO that finds it",
+    "ablations": "PPO without its clip, baseline, beta, sign or last token: how each fails",
     "vocabulary": "the same PPO on a grid and on a language model, word by word",
 }
 
