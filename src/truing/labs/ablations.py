@@ -51,7 +51,7 @@ class Options(Frozen):
     """What ``--set`` may change."""
 
     coef: Annotated[float, Field(ge=0.1, le=2)] = Field(0.7, description="reward per nat of the intact PPO")
-    steps: Annotated[int, Field(ge=10, le=10_000)] = Field(30, description="rollouts of each run, of 256 completions, each followed by 2 epochs of 4 minibatches")
+    steps: Annotated[int, Field(ge=2, le=10_000)] = Field(30, description="rollouts of each run, of 256 completions, each followed by 2 epochs of 4 minibatches")
     faster: Annotated[float, Field(ge=1, le=100)] = Field(10, description="times the learning rate, with and without the clip")
     gradients: Annotated[int, Field(ge=8, le=10_000)] = Field(64, description="rollouts of 64 completions of a frozen policy, for the variance of its gradient")
 

@@ -140,7 +140,7 @@ def look(batch: Batch, roles: Roles, config: PPO, minibatches: list[list[int]], 
     made = estimate(rewards, values, next_values, discount, carry, config.lam, trained)
     divergence = kl.k1(logp, logp_ref)
     to_go = discounted_returns(divergence, torch.zeros_like(values), discount, carry)
-    later = to_go - divergence - to_go[trained].mean()  # less a baseline, which changes no expectation: the penalty's variance falls many times
+    later = to_go - divergence - to_go[trained].mean()  # the batch's mean is the baseline: it costs 1 / B of this gradient, and most of its variance
     weight = None if config.sampler_cap is None else truncated_importance(logp, batch.rollout.sampler_logp_BT, config.sampler_cap)
     # Whitening divides the reward's advantages by their spread; a divergence in the loss must be divided by it too.
     leash = 0.0 if config.kl.place == "reward" else coef * made.scale
