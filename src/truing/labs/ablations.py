@@ -110,7 +110,7 @@ def run(options: Options, seeds: Sequence[int]) -> Findings:
         [(name, over_seeds(s.traces[i] / s.traces[0] for s in spreads)) for i, name in enumerate(("return (no baseline)", "return less the batch's mean", "return less V(s)"))],
     )
     values = {name: {"proxy": [o.proxy.tolist() for o in group], "gold": [o.gold.tolist() for o in group], "kl": [o.kl.tolist() for o in group]} for name, group in found.items()}
-    return Findings(checks(found, spreads, options), [table, noise], {"ablations": ablations_draw.draw(found, spreads)}, values)
+    return Findings(checks(found, spreads, options), [table, noise], {"ablations": ablations_draw.draw(found, spreads, options.faster)}, values)
 
 
 LONG = {

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from truing.labs.ablations import Outcome
 
 
-def draw(found: Mapping[str, Sequence[Outcome]], spreads: Sequence[Spread]) -> Figure:
+def draw(found: Mapping[str, Sequence[Outcome]], spreads: Sequence[Spread], faster: float) -> Figure:
     seeds = len(spreads)
     with canvas(2, 3, width=14, height=8, title=f"PPO with one part left out: exact sums over all completions, mean and range of {seeds} seeds") as (figure, axes):
-        _curves(axes[0, 0], found, "apart", (("intact", "intact", GREEN), ("clip", "10 x, clip", BLUE), ("no clip", "10 x, no clip", ORANGE)), "Clip: ten times the learning rate", "total variation to the closed form")
+        rates = (("intact", "intact", GREEN), ("clip", f"{faster:g} x, clip", BLUE), ("no clip", f"{faster:g} x, no clip", ORANGE))
+        _curves(axes[0, 0], found, "apart", rates, f"Clip: {faster:g} times the learning rate", "total variation to the closed form")
         _curves(axes[0, 1], found, "proxy", (("intact", "intact", GREEN), ("beta 0", "beta 0", ORANGE)), "Beta 0: what is optimised", "proxy reward")
         _curves(axes[0, 2], found, "gold", (("intact", "intact", GREEN), ("beta 0", "beta 0", ORANGE)), "Beta 0: what is meant", "gold reward")
         _bars(axes[1, 0], spreads)
