@@ -51,7 +51,7 @@ def test_values_of_every_kind(log: EventLog) -> None:
     log.append("step", 0, values)
     assert read_events(log.path.parent) == [{
         "kind": "step", "step": 0, "scalar": 1.5, "half": 0.5, "grad": [1.0, 1.0], "np": 7, "status": "timed_out",
-        "score": {"value": 0.5, "parts": {"rm": 0.5}, "status": "ok"}, "path": "a/b", "tuple": [1, 2], "3": "int key", "none": None, "lone": "\\ud800",
+        "score": {"value": 0.5, "parts": {"rm": 0.5}, "status": "ok", "spread": []}, "path": "a/b", "tuple": [1, 2], "3": "int key", "none": None, "lone": "\\ud800",
     }]  # fmt: skip
 
 
