@@ -62,7 +62,7 @@ def _read(runs: Path, k: int) -> dict[str, Any]:
     accuracy = json.loads((runs / f"reward-{k}" / "done.json").read_text())
     return {
         "gold_sd": [round(gold[n], 3) for n in ("sd_units", "sd_low", "sd_high")], "kl": round(found["kl_sequence"]["mean"], 2),
-        "reward_accuracy": round(next(v for key, v in accuracy.items() if key.endswith("accuracy")), 3), "seconds_step": round(statistics.median(seconds), 3),
+        "reward_accuracy": round(accuracy["eval/accuracy"], 3), "seconds_step": round(statistics.median(seconds), 3),
     }  # fmt: skip
 
 
