@@ -145,6 +145,11 @@ class Rollout:
         finished_B: True where the completion ended by itself (an end-of-turn token), False where it was cut off.
         temperature: the logits were divided by this.
         version: the weight version (number of updates) that made it.
+        heard: what an environment said in between, one tuple a sample of ``(k, ids)``: these tokens stand before the k-th sampled one
+            (from 0). They are part of the state, never of the action: no tensor here has a place for them, so they are not trained
+            on and break no return. Empty when nobody spoke.
+
+    Example: a sample said ``[a b]``, was told ``[x y z]`` and said ``[c]``: completion ``[a b c]``, heard ``((2, (x, y, z)),)``.
     """
 
     prompts: list[list[int]]
@@ -154,6 +159,7 @@ class Rollout:
     finished_B: Tensor
     temperature: float
     version: int
+    heard: tuple[tuple[tuple[int, tuple[int, ...]], ...], ...] = ()
 
     @property
     def lengths_B(self) -> Tensor:
@@ -163,10 +169,30 @@ class Rollout:
         """The rollout of some of the samples."""
         return Rollout(
             [self.prompts[i] for i in rows], self.completion_BT[rows], self.trained_BT[rows], self.sampler_logp_BT[rows], self.finished_B[rows],
-            self.temperature, self.version,
+            self.temperature, self.version, tuple(self.heard[i] for i in rows) if self.heard else (),
         )  # fmt: skip
 
+    def said(self) -> list[list[int]]:
+        """What each sample said: its sampled tokens, without padding."""
+        return [row[:n] for row, n in zip(self.completion_BT.tolist(), self.lengths_B.tolist(), strict=True)]
+
     def sequences(self) -> list[list[int]]:
-        """Prompt + completion of each sample, without padding."""
-        rows = self.completion_BT.tolist()
-        return [p + row[:n] for p, row, n in zip(self.prompts, rows, self.lengths_B.tolist(), strict=True)]
+        """Everything each sample read and said, in order: prompt, completion, and what was heard in between."""
+        out = []
+        for b, (prompt, said) in enumerate(zip(self.prompts, self.said(), strict=True)):
+            row, done = list(prompt), 0
+            for k, ids in self.heard[b] if self.heard else ():
+                row += [*said[done:k], *ids]
+                done = k
+            out.append(row + said[done:])
+        return out
+
+    def places(self) -> list[list[int]]:
+        """Where in its sequence each sampled token stands."""
+        out = []
+        for b, (prompt, n) in enumerate(zip(self.prompts, self.lengths_B.tolist(), strict=True)):
+            place = list(range(len(prompt), len(prompt) + n))
+            for k, ids in self.heard[b] if self.heard else ():
+                place[k:] = [p + len(ids) for p in place[k:]]
+            out.append(place)
+        return out

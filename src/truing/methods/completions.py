@@ -41,8 +41,8 @@ class Batch:
 
     def pack(self, rows: Sequence[int]) -> tuple[Pack, Tensor]:
         """These rows' packed sequences, and where in them each completion token is predicted from: one before the token itself."""
-        part = self.texts.pack.select(rows)
-        return part, part.spans([self.texts.starts[r] - 1 for r in rows], [n - 1 for n in part.lengths])
+        part, places = self.texts.pack.select(rows), self.texts.places
+        return part, part.at([places[r] for r in rows]) - 1
 
     def rows(self, scores: Sequence[Score]) -> list[dict[str, Any]]:
         logp = [[round(v, 4) for v in row[mask].tolist()] for row, mask in zip(self.rollout.sampler_logp_BT, self.rollout.trained_BT, strict=True)]

@@ -58,6 +58,10 @@ class Pack:
         """Packed indices of positions ``first[b] .. last[b] - 1`` of every sequence, in order."""
         return torch.cat([torch.arange(s + a, s + b) for s, a, b in zip(self.starts, first, last, strict=True)])
 
+    def at(self, places: Sequence[Sequence[int]]) -> Tensor:
+        """Packed indices of some positions of every sequence, in order."""
+        return torch.tensor([s + t for s, place in zip(self.starts, places, strict=True) for t in place], dtype=torch.long)
+
     def cut(self, budget: int) -> list[range]:
         """Sequences in order, in parts of at most `budget` tokens; a longer one stands alone."""
         parts: list[range] = []

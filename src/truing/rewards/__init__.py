@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Reward,
         clip,
         cut_off,
+        environment,
         excess_tokens,
         function,
         http,
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
         soft_overlong,
         std,
         tokens,
+        verified,
     )  # fmt: skip
 
 __all__ = [
-    "Reward", "clip", "cut_off", "excess_tokens", "function", "http", "learned", "maximum", "mean", "minimum", "parse", "repetition", "soft_overlong", "std",
-    "tokens",
+    "Reward", "clip", "cut_off", "environment", "excess_tokens", "function", "http", "learned", "maximum", "mean", "minimum", "parse", "repetition", "soft_overlong", "std",
+    "tokens", "verified",
 ]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ class NotFinite(ArithmeticError):
 
 @dataclass(frozen=True)
 class Expression:
-    """The scorer of an expression. ``Score.parts`` has every atom's own number, before weights, under ``names[atom]``."""
+    """The scorer of an expression. ``Score.parts`` has every atom's own number, before weights, under ``names[atom]``, and what else it tells."""
 
     tree: Node
     scorers: Mapping[Atom, Scorer]
@@ -43,6 +43,8 @@ class Expression:
 
     def _combined(self, scores: Mapping[Atom, Score]) -> Score:
         parts = {self.names[atom]: score.value for atom, score in scores.items()}
+        for atom, score in scores.items():  # what a scorer tells beside its number: shares of visible and hidden tests, say
+            parts |= {name: value for name, value in score.parts.items() if name != self.names[atom] and score.status.usable}
         for atom, score in scores.items():
             if not score.status.usable:
                 reason = next(iter(score.parts), score.status.value)

@@ -92,6 +92,16 @@ def http(url: str, timeout: float | None = None) -> Reward:
     return _made(grammar.atom("http", (url, timeout)))
 
 
+def verified(by: str | None = None) -> Reward:
+    """What a verifier makes of the completion, 0 to 1: the one that the prompt's row names, or ``by`` for all rows."""
+    return _made(grammar.atom("verified", (by,)))
+
+
+def environment() -> Reward:
+    """What the environment makes of the episode."""
+    return _made(grammar.atom("environment"))
+
+
 def tokens() -> Reward:
     """Tokens of the completion, its end-of-turn token included."""
     return _made(grammar.atom("tokens"))

@@ -6,9 +6,11 @@ A failure is a status, never a zero: the sample is left out and counted by whoev
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from truing.models.pack import Pack
 from truing.types import Score, Status
@@ -23,6 +25,9 @@ class Completions:
         texts: the completions, as text without control tokens.
         starts: tokens of each prompt; the rest of the packed sequence is the completion.
         finished: whether it ended by itself rather than at max_new_tokens.
+        rows: the other columns of each prompt's row of data (a gold answer, say); empty when nobody has any.
+        outcomes: what the environment made of each episode; empty without one.
+        said_at: where in its sequence each of a completion's own tokens stands, when an environment spoke in between; empty: everywhere after the prompt.
     """
 
     prompts: list[str]
@@ -30,23 +35,36 @@ class Completions:
     pack: Pack
     starts: list[int]
     finished: list[bool]
+    rows: Sequence[Mapping[str, Any]] = ()
+    outcomes: Sequence[Score] = ()
+    said_at: Sequence[Sequence[int]] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @property
+    def places(self) -> Sequence[Sequence[int]]:
+        """Where in its sequence each of a completion's own tokens stands."""
+        return self.said_at or [range(s, n) for s, n in zip(self.starts, self.pack.lengths, strict=True)]
+
+    @property
     def lengths(self) -> list[int]:
         """Tokens of each completion, the end-of-turn token included."""
-        return [n - s for n, s in zip(self.pack.lengths, self.starts, strict=True)]
+        return [len(place) for place in self.places]
 
     def ids(self) -> list[list[int]]:
         """The completions' token ids."""
         flat = self.pack.ids_N.tolist()
-        return [flat[a + s : a + n] for a, s, n in zip(self.pack.starts, self.starts, self.pack.lengths, strict=True)]
+        return [[flat[start + t] for t in place] for start, place in zip(self.pack.starts, self.places, strict=True)]
+
+    def packed(self) -> Tensor:
+        """Where in the packed sequences the completions' own tokens stand, end to end."""
+        return self.pack.at(self.places)
 
     def select(self, rows: Sequence[int]) -> Completions:
-        pick = lambda column: [column[i] for i in rows]  # noqa: E731
-        return Completions(pick(self.prompts), pick(self.texts), self.pack.select(rows), pick(self.starts), pick(self.finished))
+        pick = lambda column: [column[i] for i in rows] if column else []  # noqa: E731
+        columns = (self.starts, self.finished, self.rows, self.outcomes, self.said_at)
+        return Completions(pick(self.prompts), pick(self.texts), self.pack.select(rows), *map(pick, columns))
 
 
 class Scorer(Protocol):

@@ -72,6 +72,8 @@ ATOMS: dict[str, tuple[Parameter, ...]] = {
     "learned": (Parameter("folder", "text"),),
     "function": (Parameter("name", "text"),),
     "http": (Parameter("url", "text"), Parameter("timeout", "number", None)),
+    "verified": (Parameter("by", "text", None),),
+    "environment": (),
     "tokens": (),
     "excess_tokens": (Parameter("n", "whole"),),
     "cut_off": (),
@@ -246,6 +248,10 @@ def _short(a: Atom) -> list[str]:
     if a.kind == "function":
         whole = str(a.arguments[0])
         return [whole.rpartition(":")[2], whole]
+    if a.kind == "verified":
+        return ["verified" if a.arguments[0] is None else str(a.arguments[0])]
+    if a.kind == "environment":
+        return ["environment"]
     if a.kind == "http":
         url = urlsplit(str(a.arguments[0]))
         return [url.netloc + url.path.rstrip("/")]

@@ -51,7 +51,7 @@ class Learned:
     def _part(self, batch: Completions) -> list[Score]:
         if self.at == "last":
             return [finite(value, self.name) for value in self.role.score(batch.pack).tolist()]
-        states = self.role.values(batch.pack, batch.pack.spans(batch.starts, batch.pack.lengths)).split(batch.lengths)
+        states = self.role.values(batch.pack, batch.packed()).split(batch.lengths)
         return [differences(s.tolist(), self._ends(ids), self.name) for s, ids in zip(states, batch.ids(), strict=True)]
 
     def _ends(self, ids: list[int]) -> Sequence[int]:

@@ -18,6 +18,7 @@ from truing.rewards import grammar
 from truing.rewards.algebra import Expression, check_dense
 from truing.rewards.classifier import Classifier, is_classifier, load_classifier
 from truing.rewards.completions import Completions, Scorer
+from truing.rewards.episodes import Outcome
 from truing.rewards.expression import opened
 from truing.rewards.grammar import Atom
 from truing.rewards.lines import Lines
@@ -26,6 +27,7 @@ from truing.rewards.reward_model import At, Learned, LearnedFromText, same_vocab
 from truing.rewards.service import Service
 from truing.rewards.shaping import shaping
 from truing.rewards.text_function import Function, Isolated, text_function
+from truing.rewards.verified import Verified
 
 __all__ = ["Classifier", "Completions", "Expression", "Function", "Isolated", "Learned", "LearnedFromText", "Scorer", "Service", "find_scorer", "learned_in"]
 
@@ -83,6 +85,10 @@ class _Opener:
         if atom.kind == "http":
             own = atom.arguments[1]
             return Service(name, str(atom.arguments[0]), self.timeout if own is None else float(own), self.lines)
+        if atom.kind == "verified":
+            return Verified(name, None if atom.arguments[0] is None else str(atom.arguments[0]))
+        if atom.kind == "environment":
+            return Outcome(name)
         return shaping(atom, name)
 
     def _learned(self, folder: str, name: str) -> Scorer:
