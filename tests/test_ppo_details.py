@@ -278,7 +278,7 @@ def test_divergence_is_measured_in_nats_a_sequence(world: Path, roles: Roles) ->
     """The controller's target is a mean over sequences of sums over tokens; a mean over tokens is smaller by the length."""
     config = tiny_ppo.options(world)
     found = tiny_ppo.looked(batch_of_three(), SCORES, roles, config)
-    logged = record(batch_of_three(), SCORES, NONE, {"gold": [Score(1.0), Score(math.nan), Score(3.0)]}, found, config)
+    logged = record(replace(batch_of_three(), failed=({},) * 5), SCORES, NONE, {"gold": [Score(1.0), Score(math.nan), Score(3.0)]}, found, config)
     k1 = [sum(float(found.past.logp[i, t] - found.logp_ref[i, t]) for t in range(n)) for i, n in enumerate((3, 1, 4))]
     k3 = [sum(math.expm1(x) - x for t in range(n) for x in [float(found.logp_ref[i, t] - found.past.logp[i, t])]) for i, n in enumerate((3, 1, 4))]
     assert logged["kl/sequence"] == pytest.approx(sum(k1) / 3, rel=1e-4) and logged["kl/token"] == pytest.approx(sum(k1) / 8, rel=1e-4)

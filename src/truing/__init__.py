@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from truing.api import evaluate, ppo, reward, sft
+    from truing.api import evaluate, grpo, ppo, reward, sft
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "ppo", "reward", "sft"]
+__all__ = ["__version__", "evaluate", "grpo", "ppo", "reward", "sft"]
 
 
 def __getattr__(name: str) -> Any:

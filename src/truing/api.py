@@ -31,7 +31,7 @@ class Trained:
 
     Attributes:
         folder: the run's folder, ``runs/NAME``.
-        method: sft, reward, ppo or evaluate.
+        method: sft, reward, ppo, grpo or evaluate.
     """
 
     folder: Path
@@ -72,6 +72,11 @@ def reward(*, name: str = "reward", seed: int = 0, runs: str | Path = "runs", **
 def ppo(*, name: str = "ppo", seed: int = 0, runs: str | Path = "runs", **options: Any) -> Trained:
     """PPO; options as in `truing.config.PPO`. ``reward`` and ``monitors`` take expressions of `truing.rewards` too."""
     return _run("ppo", name, seed, runs, options)
+
+
+def grpo(*, name: str = "grpo", seed: int = 0, runs: str | Path = "runs", **options: Any) -> Trained:
+    """GRPO, RLOO and their kin; options as in `truing.config.GRPO`, ``preset="rloo"`` sets a row of them."""
+    return _run("grpo", name, seed, runs, options)
 
 
 def evaluate(*, name: str = "evaluate", seed: int = 0, runs: str | Path = "runs", **options: Any) -> Trained:

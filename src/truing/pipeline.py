@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from truing.data.records import Kind
 
 NAMES = ("model", "value_model", "before", "after")  # options that may name an earlier stage
-METHODS = {"sft": ("sft", "sft"), "reward": ("reward_model", "reward_model"), "ppo": ("ppo", "ppo"), "evaluate": ("evaluate", "evaluate")}
-TRAINS_ON: dict[str, tuple[str, Kind]] = {"sft": ("data", "sft"), "reward": ("data", "preference"), "ppo": ("prompts", "prompts")}
+METHODS = {"sft": ("sft", "sft"), "reward": ("reward_model", "reward_model"), "ppo": ("ppo", "ppo"), "grpo": ("grpo", "grpo"), "evaluate": ("evaluate", "evaluate")}
+TRAINS_ON: dict[str, tuple[str, Kind]] = {"sft": ("data", "sft"), "reward": ("data", "preference"), "ppo": ("prompts", "prompts"), "grpo": ("prompts", "prompts")}
 TABLES = ("monitors", "scores")  # tables of reward expressions, which like `reward` itself may name stages anywhere in them
 
 

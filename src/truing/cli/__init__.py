@@ -38,7 +38,7 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 TRAIN, LEARN, LOOK, CHECK = "Train", "Learn", "Look at a run", "Check and describe"
 app.command("demo", rich_help_panel=TRAIN)(run.demo)
 app.command("run", rich_help_panel=TRAIN)(run.run)
-for method in ("sft", "reward", "ppo"):
+for method in ("sft", "reward", "ppo", "grpo"):
     app.command(method, rich_help_panel=TRAIN)(stages.command(method))
 app.command("lab", cls=lab.LabCommand, rich_help_panel=LEARN)(lab.lab)
 app.command("report", rich_help_panel=LOOK)(look.report)

@@ -19,7 +19,7 @@ from truing.cli.progress import open_progress
 from truing.cli.run import RUNS, Json, RunsDir, conclude
 from truing.config import METHODS, Stage, make_recipe, parse_yaml
 
-PANELS = {"scores": "Scores before they become rewards", "kl": "Distance from the reference", "lora": "Adapters (LoRA)"}
+PANELS = {"scores": "Scores before they become rewards", "kl": "Distance from the reference", "curriculum": "Which prompts are left out", "lora": "Adapters (LoRA)"}
 OWN, SHARED, RUN = "The method", "Model and optimiser", "The run"
 
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run.", rich_help_panel=RUN)]

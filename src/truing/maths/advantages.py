@@ -153,6 +153,21 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     return centred * (size / (size - 1))
 
 
+def best_of_group(rewards: Tensor) -> Tensor:
+    """1 for the group's best samples and 0 for the others, on ``[..., G]``: the weights of rejection-style expert iteration.
+
+    With them `policy.reinforce` is supervised fine-tuning on what was best. Equal rewards give 0 everywhere: none was chosen
+    over another. Raises ValueError for fewer than 2 samples a group or a reward that is not finite.
+    Source: Anthony et al. 2017 (arXiv 1705.08439); Dong et al. 2023, RAFT (arXiv 2304.06767), section 3.
+
+    >>> best_of_group(torch.tensor([[1., 0., 0., 1.], [2., 2., 2., 2.]]))
+    tensor([[1., 0., 0., 1.],
+            [0., 0., 0., 0.]])
+    """
+    above_worst = _centred("best_of_group", rewards) > 0
+    return ((rewards == rewards.amax(-1, keepdim=True)) & above_worst).to(rewards.dtype)
+
+
 def _centred(caller: str, rewards: Tensor) -> Tensor:
     if rewards.ndim == 0 or rewards.shape[-1] < 2:
         raise ValueError(f"{caller}: rewards {tuple(rewards.shape)}; the last axis is the group, and a sample alone has no other to be compared with: use 2 or more")

@@ -5,17 +5,17 @@ Shapes: B completions, T tokens of the longest, right-padded; a part of a batch 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from truing.config import PPO
+from truing.config import GRPO, PPO
 from truing.errors import RewardError
 from truing.maths.likelihood import TokenLikelihood, token_likelihood
-from truing.methods.roles_of_ppo import Roles
+from truing.methods.actor import Actor
 from truing.models.pack import Pack
 from truing.models.roles import Role
 from truing.rewards.scorers import Completions
@@ -26,12 +26,14 @@ from truing.types import Rollout, Score
 class Batch:
     """Completions whose reward is usable: the rollout's tensors and the packed sequences every role reads.
 
-    ``failed`` is what was left out, as rows for the samples: what was said, and why it has no score.
+    ``failed`` is what was left out, as rows for the samples: what was said, and why it has no score. ``kept`` says which of the
+    rollout's completions these are.
     """
 
     rollout: Rollout
     texts: Completions
     failed: tuple[dict[str, Any], ...] = ()
+    kept: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts.texts)
@@ -53,16 +55,21 @@ class Batch:
         return [*good, *self.failed]
 
 
-def read(rollout: Rollout, questions: list[str], roles: Roles, config: PPO) -> Completions:
-    """The rollout as scorers see it; its frozen layers run here, once, for every role and epoch."""
+def read(
+    rollout: Rollout, questions: list[str], roles: Actor, config: PPO | GRPO, rows: Sequence[Mapping[str, Any]] = (), outcomes: Sequence[Score] = ()
+) -> Completions:
+    """The rollout as scorers see it; its frozen layers run here, once, for every role and epoch.
+
+    ``rows`` are the other columns of each prompt's row of data, ``outcomes`` what an environment made of each episode.
+    """
     sequences, starts = rollout.sequences(), [len(p) for p in rollout.prompts]
     answers = roles.decode([s[n:] for s, n in zip(sequences, starts, strict=True)])
     pack = Pack(sequences)
     roles.prepare(pack, config.micro_tokens)
-    return Completions(questions, answers, pack, starts, rollout.finished_B.tolist())
+    return Completions(questions, answers, pack, starts, rollout.finished_B.tolist(), rows, outcomes, rollout.places() if rollout.heard else ())
 
 
-def score(rollout: Rollout, texts: Completions, roles: Roles, config: PPO) -> tuple[Batch, list[Score], dict[str, list[Score]]]:
+def score(rollout: Rollout, texts: Completions, roles: Actor, config: PPO | GRPO) -> tuple[Batch, list[Score], dict[str, list[Score]]]:
     """Reward and monitors of every completion; those whose reward failed are left out. Raises RewardError above ``scores.bad_share``."""
     scores = roles.reward(texts)
     usable = [i for i, s in enumerate(scores) if s.status.usable]
@@ -76,10 +83,10 @@ def score(rollout: Rollout, texts: Completions, roles: Roles, config: PPO) -> tu
     )  # fmt: skip
     if left_out:
         rollout, texts, scores = rollout.select(usable), texts.select(usable), [scores[i] for i in usable]
-    return Batch(rollout, texts, left_out), scores, {name: monitor(texts) for name, monitor in roles.monitors.items()}
+    return Batch(rollout, texts, left_out, tuple(usable)), scores, {name: monitor(texts) for name, monitor in roles.monitors.items()}
 
 
-def rewards_of(batch: Batch, scores: Sequence[Score], config: PPO) -> Tensor:
+def rewards_of(batch: Batch, scores: Sequence[Score], config: PPO | GRPO) -> Tensor:
     """Every score at its completion's last token, or spread over its tokens: ``[B, T]``."""
     rewards = torch.zeros(batch.rollout.trained_BT.shape)
     last = batch.rollout.lengths_B - 1
@@ -93,7 +100,7 @@ def rewards_of(batch: Batch, scores: Sequence[Score], config: PPO) -> Tensor:
     return rewards
 
 
-def likelihood(role: Role, hidden_MD: Tensor, pack: Pack, positions_M: Tensor, config: PPO) -> TokenLikelihood:
+def likelihood(role: Role, hidden_MD: Tensor, pack: Pack, positions_M: Tensor, config: PPO | GRPO) -> TokenLikelihood:
     """Log-probability and entropy of the tokens after these positions, at the sampling temperature, from the role's hidden states there."""
     return token_likelihood(
         hidden_MD, role.backbone.head_weight, pack.ids_N[positions_M + 1], bias=role.backbone.head_bias, temperature=config.temperature,

@@ -29,9 +29,10 @@ from truing.maths.policy import truncated_importance
 from truing.maths.returns import discounted_returns
 from truing.methods import memory_of_ppo
 from truing.methods.completions import Batch, likelihood, put, read, rewards_of, score
-from truing.methods.ppo_record import Clock, record, warn
+from truing.methods.ppo_record import record
 from truing.methods.ppo_update import Past, Seen, estimate, minibatches, policy_loss, summary, value_loss
 from truing.methods.roles_of_ppo import Roles, open_roles
+from truing.methods.rollout_record import Clock, warn
 from truing.models import offload
 from truing.models.roles import save_role
 from truing.rewards.normalise import Normaliser
@@ -48,7 +49,7 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
         renderer = Renderer(roles.tokenizer)
         fit = lambda r: renderer.prompt(r, config.max_length, config.max_new_tokens, roles.policy.backbone.context)  # noqa: E731
         rows = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), fit, config.on_bad, folder)
-        questions, prompts = [r.messages[-1].content for r, _ in rows], [ids for _, ids in rows]
+        questions, columns, prompts = [r.messages[-1].content for r, _ in rows], [r.extra for r, _ in rows], [ids for _, ids in rows]
         learner = Learner(
             roles.parameters(), lr=config.lr, total=config.steps * config.epochs * config.minibatches, warmup=config.warmup, schedule=config.schedule,
             weight_decay=config.weight_decay, grad_clip=config.grad_clip, micro_tokens=config.micro_tokens, eps=1e-5,
@@ -69,7 +70,7 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
                 stop_ids=renderer.stop_ids, seed=seed, step=step, version=learner.updates,
             )  # fmt: skip
             clock.lap("generate")
-            texts = read(rollout, [questions[i] for i in chosen], roles, config)
+            texts = read(rollout, [questions[i] for i in chosen], roles, config, [columns[i] for i in chosen])
             clock.lap("trunk")
             batch, scores, monitored = score(rollout, texts, roles, config)
             shaped, normalised = normaliser.apply_scores(scores)

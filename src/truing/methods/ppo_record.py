@@ -1,20 +1,18 @@
-"""What a step of PPO writes down: its metrics and its timings."""
+"""What a step of PPO writes down: the metrics of its rollout, and of policy, reference and value model on it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from truing.config import PPO
-from truing.learn.run import Run
 from truing.maths import kl, stats
 from truing.methods.completions import Batch
-from truing.observe.monitor import Finding, distinct_n
+from truing.methods.rollout_record import of_rollout
 from truing.rewards.normalise import Normalised
-from truing.types import Rollout, Score
+from truing.types import Score
 
 if TYPE_CHECKING:
     from truing.methods.ppo import Experience
@@ -25,21 +23,12 @@ def record(
 ) -> dict[str, float]:
     """The rollout's metrics; `observe/metrics.py` defines each."""
     rollout, past, n = batch.rollout, experience.past, len(batch)
-    trained, count, lengths = rollout.trained_BT, int(rollout.trained_BT.sum()), rollout.lengths_B.float()
+    trained, count = rollout.trained_BT, int(rollout.trained_BT.sum())
     away, mismatch = kl.k1(past.logp, experience.logp_ref), (past.logp - rollout.sampler_logp_BT)[trained]
-    worth = torch.tensor([s.value for s in scores], dtype=torch.float64)
     weight = torch.ones(count) if past.weight is None else past.weight[trained]
     return {
-        "reward/proxy": float(worth.mean()),
-        "reward/score_std": float((worth - worth[0]).std()) if n > 1 else 0.0,  # from the first, so that equal scores give exactly 0
-        "reward/failed_share": 1 - n / config.batch_size,
-        "reward/clipped_share": normalised.clipped_share,
-        "reward/normaliser_mean": normalised.mean,
-        "reward/normaliser_std": normalised.std,
+        **of_rollout(batch, scores, normalised, monitored),
         "reward/total": float(experience.rewards.sum()) / n,
-        **{f"part/{name}": sum(s.parts[name] for s in scores) / n for name in scores[0].parts},
-        **{f"monitor/{name}": mean for name, found in monitored.items() if (mean := _mean(found)) is not None},
-        **{f"monitor/{name}_correlation": rank for name, found in monitored.items() if (rank := _correlation(scores, found)) is not None},
         "kl/sequence": float(away.sum()) / n,
         "kl/k3_sequence": float(kl.k3(past.logp, experience.logp_ref).sum()) / n,
         "kl/token": float(away.sum()) / count,
@@ -47,62 +36,7 @@ def record(
         "value/explained_variance": stats.explained_variance(past.values[trained].numpy(), past.targets[trained].numpy()),
         "value/error": float((past.targets - past.values)[trained].square().mean().sqrt()),
         "advantage/std": float((past.targets - past.values)[trained].std()),
-        "tokens/mean": count / n,
-        "tokens/std": float(lengths.std()) if n > 1 else 0.0,
-        "tokens/eos_share": float(rollout.finished_B.float().mean()),
-        "tokens/truncated_share": float((~rollout.finished_B).float().mean()),
-        "text/distinct_2": distinct_n(batch.texts.texts, 2),
         "sampler/mismatch": float(mismatch.abs().mean()),
         "sampler/weight_mean": float(weight.mean()),
         "sampler/capped_share": 0.0 if config.sampler_cap is None else float((weight >= config.sampler_cap).float().mean()),
     }
-
-
-def warn(run: Run, step: int, values: Mapping[str, float], batch: Batch, monitored: Mapping[str, Sequence[Score]], told: Sequence[str]) -> list[str]:
-    """Say at once, and once, what a person should not have to find in the report; returns everything that has been told by now."""
-    found: dict[str, str] = {}
-    if values["reward/score_std"] == 0 and step == 1 and len(batch) > 1:
-        found["reward/equal"] = f"all rewards of the first rollout are {values['reward/proxy']:.4g}: nothing can be learned from equal rewards; look at samples/ and at the reward"
-    if batch.failed:
-        first = batch.failed[0]
-        found["reward/failed"] = f"{len(batch.failed)} of {len(batch.failed) + len(batch)} rewards failed, the first with {first['status']}: {first['reason']}; they are left out, see samples/"
-    for name, scores in monitored.items():
-        bad = [s for s in scores if not s.status.usable]
-        if bad:
-            found[f"monitor/{name}"] = f"monitor {name} failed on {len(bad)} of {len(scores)} completions, the first with {bad[0].status.value}: {next(iter(bad[0].parts), '')}"
-    for key, message in found.items():
-        if key not in told:
-            run.log("finding", step, Finding(key, "warning", message, step).values())
-            if run.progress:
-                run.progress.note(message)
-    return sorted({*told, *found})
-
-
-class Clock:
-    """Seconds of each phase of a step."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[f"seconds/{name}"], self.last = now - self.last, now
-
-    def phases(self, rollout: Rollout) -> dict[str, float]:
-        return {**self.laps, "tokens_per_second": float(rollout.lengths_B.sum()) / (time.perf_counter() - self.start)}
-
-
-def _correlation(scores: Sequence[Score], judged: Sequence[Score]) -> float | None:
-    """Spearman's rank correlation of the reward with a monitor over the completions that both could score; None where one is constant."""
-    from scipy.stats import spearmanr
-
-    pairs = [(s.value, j.value) for s, j in zip(scores, judged, strict=True) if j.status.usable]
-    if len(pairs) < 3 or any(len(set(column)) == 1 for column in zip(*pairs, strict=True)):
-        return None
-    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
-
-
-def _mean(scores: Sequence[Score]) -> float | None:
-    usable = [s.value for s in scores if s.status.usable]
-    return sum(usable) / len(usable) if usable else None

@@ -174,18 +174,18 @@ def summary(seen: Seen, updates: Sequence[dict[str, float]], clip: float, value_
         clip: the bound that ``policy/clip_share`` counts against.
         value_clip: the bound that ``value/clip_share`` counts against; None counts nothing.
     """
-    logp, logp_old, moved = seen.all("logp"), seen.all("logp_old"), seen.all("moved")
+    logp, logp_old, moved, outside = (seen.all(name) for name in ("logp", "logp_old", "moved", "outside"))
     counts = [sum(x.numel() for x in update["logp"]) for update in seen.updates]
     weight = torch.cat([torch.full((n,), 1 / (n * len(counts))) for n in counts])
     rho = ratio(logp, logp_old)
     means = {
         "policy/loss": seen.all("surrogate"),
         "policy/approx_kl": kl.k3(logp_old, logp),
-        "policy/clip_share": clip_share(logp, logp_old, clip),
+        "policy/clip_share": outside if len(outside) else clip_share(logp, logp_old, clip),
         "policy/ratio_mean": rho,
-        "value/loss": seen.all("error"),
-        "value/clip_share": torch.zeros_like(moved) if value_clip is None else (moved.abs() > value_clip).float(),
     }
+    if len(moved):
+        means |= {"value/loss": seen.all("error"), "value/clip_share": torch.zeros_like(moved) if value_clip is None else (moved.abs() > value_clip).float()}
     if len(seen.all("away")):
         means["kl/loss"] = seen.all("away")
     return {

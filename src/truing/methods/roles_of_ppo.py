@@ -3,52 +3,34 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from truing.config import PPO
 from truing.errors import ModelError
+from truing.methods.actor import Actor, open_actor
 from truing.models.backbone import Backbone
 from truing.models.heads import ScalarHead
-from truing.models.offload import Offloaded
 from truing.models.pack import Pack
-from truing.models.roles import Origin, Role, open_backbone, origin, policy_role, reference_role, same_tokens, tokenizer_of
-from truing.rewards.scorers import Scorer, find_scorer, learned_in
+from truing.models.roles import Origin, Role, open_backbone, origin, policy_role, same_tokens
+from truing.rewards.scorers import Scorer, learned_in
 
 
-@dataclass(frozen=True)
-class Roles:
-    """Policy, reference, value model and reward; with LoRA all of them share one frozen backbone.
+@dataclass(frozen=True, kw_only=True)
+class Roles(Actor):
+    """Policy, reference, value model and reward."""
 
-    ``offloaded`` is the reference's weights when they lie on the disk: read it inside `reading_reference` only.
-    """
-
-    policy: Role
     reference: Role
     value: Role
-    reward: Scorer
-    monitors: dict[str, Scorer]
-    tokenizer: Any
-    source: Origin
-    offloaded: Offloaded | None = None
 
-    def reading_reference(self) -> AbstractContextManager[None]:
-        """Around every use of the reference: an offloaded one is in memory inside this block only."""
-        return self.offloaded.reading() if self.offloaded else nullcontext()
-
-    def prepare(self, pack: Pack, micro_tokens: int) -> None:
-        """Run the layers that no adapter touches over a rollout, once for all roles, minibatches and epochs."""
-        for backbone in dict.fromkeys(role.backbone for role in (self.policy, self.reference, self.value)):
-            backbone.prepare(pack, micro_tokens)
+    def backbones(self) -> list[Backbone]:
+        return list(dict.fromkeys([*super().backbones(), self.value.backbone]))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trained parameters: the policy's, and the value model's own."""
-        own = {f"policy.{k}": p for k, p in self.policy.parameters().items()}
+        own = super().parameters()
         known = {id(p) for p in own.values()}
         return own | {f"value.{k}": p for k, p in self.value.parameters().items() if id(p) not in known}
 
@@ -58,29 +40,15 @@ class Roles:
             return self.value.head(hidden_MD)
         return self.value.values(pack, positions_M)
 
-    def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """Text for people and text scorers; nothing that is trained on passes through here."""
-        return [text.strip() for text in self.tokenizer.batch_decode([list(s) for s in sequences], skip_special_tokens=True)]
-
 
 def open_roles(config: PPO, seed: int, folder: Path | None = None) -> Roles:
-    """Load what the recipe names; `folder` is where an offloaded reference lies (None = a temporary one).
+    """Load what the recipe names, and the value model; `folder` is where an offloaded reference lies (None = a temporary one).
 
     Raises ModelError or ConfigError when something is missing or does not fit.
     """
-    backbone, source = open_backbone(config.model, config)
-    policy = policy_role(backbone, source, seed=seed, purpose="policy")
-    offloaded = Offloaded(backbone, folder, source=_folder(source.base)) if config.reference == "offloaded" else None
-    reference = Role(offloaded.backbone) if offloaded else reference_role(policy, source, seed=seed)
-    tokenizer = tokenizer_of(config.model)
-    reward = find_scorer(config.reward, share=backbone, share_base=source.base, tokenizer=tokenizer, at=config.scores.at, timeout=config.scores.timeout)
-    monitors = {name: find_scorer(spec, share=backbone, share_base=source.base, tokenizer=tokenizer, timeout=config.scores.timeout) for name, spec in config.monitors.items()}
-    value = _value_model(config, config.value_model, policy, source, seed) if config.value_model else _value_role(config, policy, reward, seed)
-    return Roles(policy, reference, value, reward, monitors, tokenizer, source, offloaded)
-
-
-def _folder(base: str) -> Path | None:
-    return Path(base) if Path(base).is_dir() else None
+    found = open_actor(config, seed, folder)
+    value = _value_model(config, config.value_model, found.policy, found.source, seed) if config.value_model else _value_role(config, found.policy, found.reward, seed)
+    return Roles(**{f.name: getattr(found, f.name) for f in fields(found)}, value=value)
 
 
 def _value_model(config: PPO, name: str, policy: Role, source: Origin, seed: int) -> Role:

@@ -78,6 +78,16 @@ class Pack:
         """Packed index of every sequence's last token, ``[B]``."""
         return torch.tensor([s + n - 1 for s, n in zip(self.starts, self.lengths, strict=True)])
 
+    @classmethod
+    def joined(cls, packs: Sequence[Pack]) -> Pack:
+        """All sequences of several packs, in order, with what the frozen layers made of them."""
+        whole = object.__new__(cls)
+        whole.lengths = [n for pack in packs for n in pack.lengths]
+        whole.ids_N = torch.cat([pack.ids_N for pack in packs])
+        whole.trunk = {key: torch.cat([pack.trunk[key] for pack in packs]) for key in packs[0].trunk}
+        whole._lay_out()
+        return whole
+
     def select(self, rows: Sequence[int]) -> Pack:
         """The pack of some of the sequences; what the frozen layers made is carried over, not computed again."""
         part = object.__new__(Pack)

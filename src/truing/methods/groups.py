@@ -1,0 +1,90 @@
+"""Groups: the completions of one prompt, and what their rewards say of each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from truing.config import GRPO
+from truing.maths.advantages import best_of_group, group_centred, group_standardised, leave_one_out
+from truing.methods.completions import Batch
+from truing.models.pack import Pack
+from truing.rewards.completions import Completions
+from truing.types import Rollout, Score
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Scored completions of a step, and the prompt (its number among all) that each answers.
+
+    ``greedy`` is the reward of each prompt's most likely completion, where that is the baseline.
+    """
+
+    batch: Batch
+    scores: list[Score]
+    monitored: dict[str, list[Score]]
+    prompt_B: list[int]
+    greedy: Mapping[int, float]
+
+    def groups(self) -> list[list[int]]:
+        """The rows of each prompt, in the order in which prompts first came."""
+        found: dict[int, list[int]] = {}
+        for row, prompt in enumerate(self.prompt_B):
+            found.setdefault(prompt, []).append(row)
+        return list(found.values())
+
+    @classmethod
+    def joined(cls, rounds: Sequence[Drawn]) -> Drawn:
+        if len(rounds) == 1:
+            return rounds[0]
+        batches = [r.batch for r in rounds]
+        batch = Batch(_rollouts([b.rollout for b in batches]), _texts([b.texts for b in batches]), tuple(row for b in batches for row in b.failed))
+        monitored = {name: [s for r in rounds for s in r.monitored[name]] for name in rounds[0].monitored}
+        greedy = {prompt: value for r in rounds for prompt, value in r.greedy.items()}
+        return cls(batch, [s for r in rounds for s in r.scores], monitored, [p for r in rounds for p in r.prompt_B], greedy)
+
+
+def varied(groups: Sequence[Sequence[int]], scores: Sequence[Score]) -> list[bool]:
+    """Whether the scores of each group differ at all, before penalties of length; a completion alone differs from nothing."""
+    return [any(scores[row].value != scores[rows[0]].value for row in rows) for rows in groups]
+
+
+def advantages(rewards_B: Tensor, groups: Sequence[Sequence[int]], config: GRPO, baseline_B: Tensor | None = None) -> Tensor:
+    """One number a completion, ``[B]``, under ``config.advantage``: each group by itself, whatever its size.
+
+    A group of one, whose other completions have no usable reward, has nothing to be compared with: 0. ``baseline_B`` is the
+    reward of the prompt's greedy completion, for `greedy`. ("batch" is made of tokens, not of completions: see `grpo.advantage`.)
+    """
+    if config.advantage == "greedy":
+        return rewards_B - (torch.zeros_like(rewards_B) if baseline_B is None else baseline_B)
+    out = torch.zeros_like(rewards_B)
+    for rows in map(list, groups):
+        if len(rows) > 1:
+            out[rows] = _of_group(rewards_B[rows], config)
+    return out
+
+
+def _of_group(rewards_G: Tensor, config: GRPO) -> Tensor:
+    if config.advantage == "standardised":
+        return group_standardised(rewards_G, floor=config.std_floor)
+    return {"centred": group_centred, "centred_batch": group_centred, "leave_one_out": leave_one_out, "best": best_of_group}[config.advantage](rewards_G)
+
+
+def _rollouts(parts: Sequence[Rollout]) -> Rollout:
+    """Rollouts of one policy, one after the other, padded to the longest."""
+    longest = max(r.completion_BT.shape[1] for r in parts)
+    pad = lambda x: torch.nn.functional.pad(x, (0, longest - x.shape[1]))  # noqa: E731
+    completion, trained, logp = (torch.cat([pad(getattr(r, name)) for r in parts]) for name in ("completion_BT", "trained_BT", "sampler_logp_BT"))
+    spoken = any(r.heard for r in parts)
+    heard = tuple(h for r in parts for h in (r.heard or ((),) * len(r.prompts))) if spoken else ()
+    return Rollout([p for r in parts for p in r.prompts], completion, trained, logp, torch.cat([r.finished_B for r in parts]), parts[0].temperature, parts[0].version, heard)
+
+
+def _texts(parts: Sequence[Completions]) -> Completions:
+    every = lambda name: [x for part in parts for x in getattr(part, name)]  # noqa: E731
+    pack = Pack.joined([part.pack for part in parts])
+    said_at = [place for part in parts for place in part.places] if any(part.said_at for part in parts) else ()
+    return Completions(every("prompts"), every("texts"), pack, every("starts"), every("finished"), every("rows"), every("outcomes"), said_at)

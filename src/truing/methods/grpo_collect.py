@@ -1,0 +1,86 @@
+"""Collecting a step's groups: choose prompts, sample each G times, score, and where it is asked for sample others instead of groups that say nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from truing.config import GRPO
+from truing.data.prepare import read_records, render_all
+from truing.data.template import Renderer
+from truing.errors import RewardError
+from truing.methods.actor import Actor
+from truing.methods.completions import read, rewards_of, score
+from truing.methods.curriculum import Walk
+from truing.methods.groups import Drawn, varied
+from truing.methods.rollout_record import Clock
+from truing.rewards.completions import Completions
+from truing.rollout.sampler import sample
+from truing.types import Prompt, Rollout, Score
+
+
+class Collector:
+    """The prompts of a run and how they are answered. Everything it draws is a function of (seed, step, sample)."""
+
+    def __init__(self, config: GRPO, actor: Actor, folder: Path, seed: int) -> None:
+        self.config, self.actor, self.seed = config, actor, seed
+        self.renderer = Renderer(actor.tokenizer)
+        fit = lambda r: self.renderer.prompt(r, config.max_length, config.max_new_tokens, actor.policy.backbone.context)  # noqa: E731
+        rows = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), fit, config.on_bad, folder)
+        self.prompts: list[tuple[Prompt, list[int]]] = rows
+
+    def collect(self, step: int, walk: Walk, version: int, clock: Clock) -> Drawn:
+        """The step's completions, scored. With ``zero_variance: resample`` up to `resample_rounds` further draws fill the missing groups.
+
+        Everything that was drawn comes back, so that what is logged is not the mean over the prompts that happened to differ.
+        """
+        config = self.config
+        wanted = config.batch_size // config.group
+        rounds: list[Drawn] = []
+        missing = wanted
+        for _ in range(1 + (config.resample_rounds if config.zero_variance == "resample" else 0)):
+            rounds.append(self._round(step, walk.next(missing), sum(len(r.batch.kept) + len(r.batch.failed) for r in rounds), version, clock))
+            visited: dict[int, list[float]] = {}
+            for prompt, found in zip(rounds[-1].prompt_B, rounds[-1].scores, strict=True):
+                visited.setdefault(prompt, []).append(found.value)
+            walk.learn(visited)
+            missing -= sum(varied(rounds[-1].groups(), rounds[-1].scores))
+            if missing <= 0:
+                break
+        return Drawn.joined(rounds)
+
+    def _round(self, step: int, chosen: list[int], first: int, version: int, clock: Clock) -> Drawn:
+        asked = [prompt for prompt in chosen for _ in range(self.config.group)]
+        rollout, outcomes = self._answers(asked, step, first, version, greedy=False)
+        clock.lap("generate")
+        texts = self._read(rollout, asked, outcomes)
+        clock.lap("trunk")
+        batch, scores, monitored = score(rollout, texts, self.actor, self.config)
+        prompt_B = [asked[i] for i in batch.kept]
+        greedy = self._greedy(chosen, step, first, version) if self.config.advantage == "greedy" else {}
+        if len(greedy) < len(set(prompt_B)) and self.config.advantage == "greedy":
+            raise RewardError("the reward of a greedy completion failed, and with it the baseline of its prompt; look at samples/ and at the reward")
+        clock.lap("score")
+        return Drawn(batch, scores, monitored, prompt_B, greedy)
+
+    def _greedy(self, chosen: list[int], step: int, first: int, version: int) -> dict[int, float]:
+        """The reward of each prompt's most likely completion."""
+        asked = list(dict.fromkeys(chosen))
+        rollout, outcomes = self._answers(asked, step, first, version, greedy=True)
+        batch, scores, _ = score(rollout, self._read(rollout, asked, outcomes), replace(self.actor, monitors={}), self.config)
+        return dict(zip((asked[i] for i in batch.kept), rewards_of(batch, scores, self.config).sum(-1).tolist(), strict=True))
+
+    def _answers(self, asked: list[int], step: int, first: int, version: int, *, greedy: bool) -> tuple[Rollout, list[Score]]:
+        config = self.config
+        with torch.no_grad():
+            rollout = sample(
+                self.actor.policy, [self.prompts[i][1] for i in asked], max_new_tokens=config.max_new_tokens, temperature=0.0 if greedy else config.temperature,
+                stop_ids=self.renderer.stop_ids, seed=self.seed, step=step, version=version, samples=range(first, first + len(asked)),
+            )  # fmt: skip
+        return rollout, []
+
+    def _read(self, rollout: Rollout, asked: list[int], outcomes: list[Score]) -> Completions:
+        records = [self.prompts[i][0] for i in asked]
+        return read(rollout, [r.messages[-1].content for r in records], self.actor, self.config, [r.extra for r in records], outcomes)

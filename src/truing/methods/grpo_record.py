@@ -1,0 +1,59 @@
+"""What a step of a group method writes down: its completions, its groups, and what the update did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from truing.config import GRPO
+from truing.maths import kl
+from truing.methods.groups import Drawn
+from truing.methods.grpo_loss import Before
+from truing.methods.ppo_update import Seen, summary
+from truing.methods.rollout_record import of_rollout
+from truing.rewards.normalise import Normalised
+
+if TYPE_CHECKING:
+    from truing.methods.grpo import Looked
+
+
+def record(
+    drawn: Drawn, normalised: Normalised, differ: Sequence[bool], used: Sequence[int], before: Before, seen: Looked, table: Seen,
+    updated: Sequence[dict[str, float]], config: GRPO,
+) -> dict[str, float]:  # fmt: skip
+    """The step's metrics; `observe/metrics.py` defines each. What needs an update or a reference is there when they are."""
+    batch, scores, rollout = drawn.batch, drawn.scores, drawn.batch.rollout
+    solved = [[scores[row].value for row in rows] for rows in drawn.groups()]
+    values = {
+        **of_rollout(batch, scores, normalised, drawn.monitored),
+        "groups/count": float(len(solved)),
+        "groups/varied_share": sum(differ) / len(differ),
+        "groups/solved_share": sum(min(g) >= 1 for g in solved) / len(solved),
+        "groups/hopeless_share": sum(max(g) <= 0 for g in solved) / len(solved),
+        "groups/used_share": len(used) / len(batch),
+        "policy/updates": float(len(updated)),
+    }
+    values |= _gap(values)
+    if used:
+        counted = rollout.trained_BT[list(used)]
+        values["advantage/std"] = float(before.advantages[list(used)][counted].std()) if counted.sum() > 1 else 0.0
+    if seen.logp is not None and seen.logp_ref is not None and used:
+        rows = list(used)
+        now, ref, counted = seen.logp[rows], seen.logp_ref[rows], rollout.trained_BT[rows]
+        away = kl.k1(now, ref)[counted]
+        values |= {"kl/sequence": float(away.sum()) / len(rows), "kl/k3_sequence": float(kl.k3(now, ref)[counted].sum()) / len(rows), "kl/token": float(away.mean())}
+    if updated:
+        values |= summary(table, updated, config.clip_high)
+        first = table.updates[0]
+        values["policy/entropy"] = float(torch.cat(first["entropy"]).mean())
+        values["sampler/mismatch"] = float(torch.cat(first["mismatch"]).abs().mean())
+    return values
+
+
+def _gap(values: dict[str, float]) -> dict[str, float]:
+    """How much better the tests that the model may know go than those it does not: what a gamed checker shows first."""
+    if "part/visible_tests" not in values or "part/hidden_tests" not in values:
+        return {}
+    return {"reward/hidden_gap": values["part/visible_tests"] - values["part/hidden_tests"]}
