@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -160,3 +163,36 @@ def test_explained_variance_by_hand() -> None:
     assert stats.explained_variance([3, 2, 1], [1, 2, 3]) == pytest.approx(-3)  # errors -2, 0, 2: worse than a constant
     assert np.isnan(stats.explained_variance([1, 2], [3, 3]))
     assert np.isnan(stats.explained_variance([1, 2, 4], [0.1, 0.1, 0.1]))  # whose variance is not 0 in floating point
+
+
+# -- majority votes ------------------------------------------------------------------------------------------------------
+def test_majority_of_all_is_the_most_frequent_answer() -> None:
+    assert stats.majority_at_k(["a", "b", "b"], [True, False, False], 3) == 0.0  # b has more votes, and is wrong
+    assert stats.majority_at_k(["a", "a", "b"], [True, True, False], 3) == 1.0
+    assert stats.majority_at_k(["a", "b"], [True, False], 2) == 0.5  # a tie shares the result
+    assert stats.majority_at_k([None, None, "a"], [False, False, True], 3) == 1.0  # no answer is no vote
+    assert stats.majority_at_k([None, None], [False, False], 2) == 0.0
+
+
+def test_majority_of_one_is_the_mean() -> None:
+    assert stats.majority_at_k(["a", "b", "c", "a"], [True, False, False, True], 1) == 0.5
+
+
+def test_majority_agrees_with_the_binomial_formula() -> None:
+    """Of 5 samples drawn without replacement from 20, 14 right and 6 alike wrong, at least 3 are right: hypergeometric."""
+    n, c, k = 20, 14, 5
+    expected = sum(math.comb(c, i) * math.comb(n - c, k - i) for i in range(3, 6)) / math.comb(n, k)
+    answers, right = ["x"] * c + ["y"] * (n - c), [True] * c + [False] * (n - c)
+    assert stats.majority_at_k(answers, right, k, draws=math.comb(n, k)) == pytest.approx(expected, abs=1e-12)  # every subset
+    sampled = stats.majority_at_k(answers, right, k, draws=math.comb(n, k) - 1)
+    assert sampled != expected and sampled == pytest.approx(expected, abs=4 * (expected * (1 - expected) / (math.comb(n, k) - 1)) ** 0.5)
+    assert stats.majority_at_k(answers, right, k, draws=50) == stats.majority_at_k(answers, right, k, draws=50)
+    assert stats.majority_at_k(answers, right, k, draws=50) != stats.majority_at_k(answers, right, k, draws=50, seed=1)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [((["a"], [True, False], 1), "1 answers and 2 outcomes"), ((["a"], [True], 2), r"k=2 lies outside \[1, 1\]"), ((["a"], [True], 0), "k=0")])
+def test_majority_refuses(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        stats.majority_at_k(*arguments)
+    with pytest.raises(ValueError, match="draws=0"):
+        stats.majority_at_k(["a"], [True], 1, draws=0)

@@ -17,10 +17,14 @@ value/explained_variance advantage/std tokens/mean tokens/eos_share text/distinc
 seconds/score seconds/reference seconds/update seconds/step tokens_per_second memory/peak_mib""".split()
 
 
-@pytest.mark.parametrize("name", [*NAMES, *OF_PPO])
+OF_GRPO = """groups/count groups/varied_share groups/solved_share groups/hopeless_share groups/used_share curriculum/skipped_solved
+curriculum/skipped_hopeless curriculum/solve_rate reward/hidden_gap text/repetition""".split()
+
+
+@pytest.mark.parametrize("name", [*NAMES, *OF_PPO, *OF_GRPO])
 def test_every_logged_name_is_defined(name: str) -> None:
     metric = lookup(name)
-    assert metric.definition and metric.unit and metric.source and set(metric.methods) <= {"sft", "reward", "ppo"}
+    assert metric.definition and metric.unit and metric.source and set(metric.methods) <= {"sft", "reward", "ppo", "grpo"}
 
 
 def test_families_of_names() -> None:

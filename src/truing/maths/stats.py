@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -127,6 +130,50 @@ def pass_at_k(samples: ArrayLike, correct: ArrayLike, k: int) -> Array:
     for j in range(k):  # with fewer than k wrong ones a factor is 0, and the product stays so
         all_wrong = all_wrong * (n - c - j) / (n - j)
     return 1 - all_wrong
+
+
+def majority_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int, *, draws: int = 1000, seed: int = 0) -> float:
+    """Chance that the most frequent answer of k samples is correct, over subsets of the n that were drawn.
+
+    Each subset votes with the answers it has (None is no vote); the votes of the samples that are tied for first share the
+    result evenly, and a subset without a vote is wrong. All subsets are counted when there are at most `draws` of them, else
+    `draws` random ones.
+
+    Args:
+        answers: what each sample answered, equal answers as equal values.
+        correct: whether that was right, one a sample.
+
+    Raises ValueError when lengths differ, k lies outside [1, n], or draws < 1.
+    Source: Wang et al. 2023, self-consistency (arXiv 2203.11171).
+
+    >>> majority_at_k(["4", "4", "5"], [True, True, False], k=3)
+    1.0
+    >>> round(majority_at_k(["4", "4", "5"], [True, True, False], k=2), 6)  # {4, 4} is right, {4, 5} twice a tie: (1 + 1/2 + 1/2) / 3
+    0.666667
+    """
+    n = len(answers)
+    if len(correct) != n:
+        raise ValueError(f"majority_at_k: {n} answers and {len(correct)} outcomes; give one outcome an answer")
+    if not 1 <= k <= n:
+        raise ValueError(f"majority_at_k: k={k} lies outside [1, {n}], the samples of the task; draw more, or ask for a smaller k")
+    if draws < 1:
+        raise ValueError(f"majority_at_k: draws={draws}; use 1 or more")
+    if math.comb(n, k) <= draws:
+        subsets: Iterable[Sequence[int]] = itertools.combinations(range(n), k)
+        count = math.comb(n, k)
+    else:
+        rng, count = np.random.default_rng(seed), draws
+        subsets = (rng.permutation(n)[:k].tolist() for _ in range(draws))
+    return math.fsum(_vote([(answers[i], correct[i]) for i in subset]) for subset in subsets) / count
+
+
+def _vote(samples: Sequence[tuple[Hashable | None, bool]]) -> float:
+    votes = Counter(answer for answer, _ in samples if answer is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    first = [right for answer, right in samples if answer is not None and votes[answer] == most]
+    return sum(first) / len(first)
 
 
 def fleiss_kappa(counts: ArrayLike) -> float:

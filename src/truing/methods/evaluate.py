@@ -27,9 +27,10 @@ from truing.models.pack import Pack
 from truing.models.roles import Role, open_role, origin, tokenizer_of
 from truing.observe.monitor import distinct_n
 from truing.rewards.scorers import Completions, Scorer, find_scorer
+from truing.rewards.verified import Verified
 from truing.rollout.sampler import sample
 
-Sample = dict[str, Any]  # text, tokens, finished, scores
+Sample = dict[str, Any]  # text, tokens, finished, scores, answers
 
 
 def evaluate(config: Evaluate, folder: Path, *, seed: int, progress: Any = None) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def evaluate(config: Evaluate, folder: Path, *, seed: int, progress: Any = None)
 
         prompts = [ids for _, ids in rendered for _ in range(config.samples)]
         questions = [r.messages[-1].content for r in records for _ in range(config.samples)]
+        columns = [r.extra for r in records for _ in range(config.samples)]
         drawn: dict[str, list[Sample]] = {}
         divergence: list[float] = []
         for which, role in (("before", before), ("after", after)):
@@ -67,7 +69,7 @@ def evaluate(config: Evaluate, folder: Path, *, seed: int, progress: Any = None)
                 )  # fmt: skip
                 sequences = rollout.sequences()
                 answers = tokenizer.batch_decode([s[len(p) :] for s, p in zip(sequences, rollout.prompts, strict=True)], skip_special_tokens=True)
-                texts = Completions(questions[rows], [a.strip() for a in answers], Pack(sequences), [len(p) for p in rollout.prompts], rollout.finished_B.tolist())
+                texts = Completions(questions[rows], [a.strip() for a in answers], Pack(sequences), [len(p) for p in rollout.prompts], rollout.finished_B.tolist(), columns[rows])
                 drawn[which] += _scored(texts, rollout.lengths_B.tolist(), rollout.finished_B.tolist(), scorers)
                 run.stop_if_asked()
                 packs.append(texts.pack)
@@ -111,21 +113,43 @@ def summary(
         out["win_rate"][name] = stats.bootstrap(wins)._asdict()
     out["kl_sequence"] = {**stats.bootstrap(np.array(divergence).reshape(-1, k).mean(1))._asdict(), "target": config.kl_target}
     out["length_ratio"] = out["after"]["tokens_mean"] / out["before"]["tokens_mean"]
+    out |= attempts(drawn, k)
     out["criteria"] = _criteria(out, verdict, config)
     rows = {which: [list(samples[i : i + k]) for i in range(0, len(samples), k)] for which, samples in drawn.items()}
     out["rows"] = [{"prompt": p, "before": b, "after": a} for p, b, a in zip(records_text, rows["before"], rows["after"], strict=True)]
     return out
 
 
+def attempts(drawn: Mapping[str, Sequence[Sample]], samples: int) -> dict[str, Any]:
+    """For every verified score: pass@k and majority@k of both models and their difference, k = 1, 2, 4, ... samples, with intervals over prompts.
+
+    A policy that has *learned* solves more prompts at the largest k too; one that was only *sharpened* solves the same ones more often.
+    """
+    out: dict[str, Any] = {"pass_at": {}, "majority_at": {}}
+    ks = sorted({*(2**i for i in range(samples.bit_length())), samples})
+    for name in next(iter(drawn.values()))[0].get("answers", {}):
+        right = {which: np.array([s["scores"][name] >= 1 for s in found]).reshape(-1, samples) for which, found in drawn.items()}
+        said = {which: [[s["answers"][name] for s in found[i : i + samples]] for i in range(0, len(found), samples)] for which, found in drawn.items()}
+        passed = {which: {k: stats.pass_at_k(samples, r.sum(1), k) for k in ks} for which, r in right.items()}
+        voted = {which: {k: np.array([stats.majority_at_k(a, r.tolist(), k, draws=200) for a, r in zip(said[which], right[which], strict=True)]) for k in ks} for which in drawn}
+        for key, table in (("pass_at", passed), ("majority_at", voted)):
+            gain = {k: table["after"][k] - table["before"][k] for k in ks}
+            out[key][name] = {which: {str(k): stats.bootstrap(v)._asdict() for k, v in column.items()} for which, column in {**table, "gain": gain}.items()}
+    return {key: value for key, value in out.items() if value}
+
+
 def _criteria(out: Mapping[str, Any], verdict: str | None, config: Evaluate) -> list[dict[str, Any]]:
     rows = []
+    checked = verdict in out.get("pass_at", {})  # an answer that is verified is right however long it is and however alike others are
     if verdict is not None:
         gain = out["difference"][verdict]
-        if "sd_units" in gain:  # undefined when all scores of the before model are equal
+        if "sd_units" in gain and not checked:  # undefined when all scores of the before model are equal
             rows.append(("gold_gain_sd", gain["sd_units"], "at least 0.5 standard deviations", gain["sd_units"] >= 0.5))
         rows.append(("gold_interval_low", gain["low"], "above 0 (95% bootstrap over prompts)", gain["low"] > 0))
     if config.kl_target is not None:
         rows.append(("kl_sequence", out["kl_sequence"]["mean"], f"at most {2 * config.kl_target:g} nats", out["kl_sequence"]["mean"] <= 2 * config.kl_target))
+    if checked:
+        return [{"name": n, "measured": float(m), "threshold": t, "holds": bool(h)} for n, m, t, h in rows]
     rows.append(("length_ratio", out["length_ratio"], "0.6 to 1.5", 0.6 <= out["length_ratio"] <= 1.5))
     distinct = out["after"]["distinct_2"] / max(out["before"]["distinct_2"], 1e-9)
     rows.append(("distinct_2_ratio", distinct, "at least 0.5", distinct >= 0.5))
@@ -134,6 +158,7 @@ def _criteria(out: Mapping[str, Any], verdict: str | None, config: Evaluate) -> 
 
 def _scored(texts: Completions, lengths: list[int], finished: list[bool], scorers: Mapping[str, Scorer]) -> list[Sample]:
     columns: dict[str, list[float]] = {}
+    answers = {name: scorer.answers(texts) for name, scorer in scorers.items() if isinstance(scorer, Verified)}
     for name, scorer in scorers.items():
         scores = scorer(texts)
         bad = [s for s in scores if not s.status.usable]
@@ -142,6 +167,7 @@ def _scored(texts: Completions, lengths: list[int], finished: list[bool], scorer
         columns[name] = [s.value for s in scores]
     return [
         {"text": text, "tokens": n, "finished": bool(end), "scores": {name: column[i] for name, column in columns.items()}}
+        | ({"answers": {name: found[i] for name, found in answers.items()}} if answers else {})
         for i, (text, n, end) in enumerate(zip(texts.texts, lengths, finished, strict=True))
     ]
 

@@ -9,7 +9,7 @@ import torch
 
 from truing.learn.run import Run
 from truing.methods.completions import Batch
-from truing.observe.monitor import Finding, distinct_n
+from truing.observe.monitor import Finding, distinct_n, repetition
 from truing.rewards.normalise import Normalised
 from truing.types import Rollout, Score
 
@@ -34,6 +34,7 @@ def of_rollout(batch: Batch, scores: Sequence[Score], normalised: Normalised, mo
         "tokens/std": float(lengths.std()) if n > 1 else 0.0,
         "tokens/eos_share": float(rollout.finished_B.float().mean()),
         "tokens/truncated_share": float((~rollout.finished_B).float().mean()),
+        "text/repetition": sum(map(repetition, batch.texts.texts)) / n,
         "text/distinct_2": distinct_n(batch.texts.texts, 2),
     }
 

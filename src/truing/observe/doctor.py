@@ -8,6 +8,7 @@ import numpy as np
 
 from truing.errors import ConfigError
 from truing.observe.folder import RunFolder, StageRun, number, read_run
+from truing.observe.gaming import gaming
 from truing.observe.metrics import METRICS, lookup
 from truing.observe.monitor import Finding, overoptimisation, series, values_of
 
@@ -32,8 +33,9 @@ def examine(run: RunFolder) -> list[Finding]:
     findings = []
     for stage in run.stages:
         found = [*_recorded(stage), *_non_finite(stage), *_ranges(stage)]
-        if stage.method == "ppo":
+        if stage.method in ("ppo", "grpo"):
             found += overoptimisation(stage.events)
+            found += gaming(stage.events)
             found += _kl(stage, run.kl_target(stage.name))
         findings += [Finding(f"{stage.name}/{f.name}", f.severity, f.message, f.step) for f in found]
     unique = {(f.name, f.message): f for f in findings}

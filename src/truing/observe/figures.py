@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from truing.observe.folder import RunFolder, StageRun, number
+from truing.observe.group_figures import attempts_panels, group_panels
 from truing.observe.metrics import CORRELATION
 from truing.observe.monitor import judges_of, series
 from truing.observe.step_figures import parts_panel, time_panel
@@ -19,7 +20,7 @@ _MONITOR_COLOURS = (ORANGE, GREEN, PURPLE, MUTED)
 
 def panels(stage: StageRun, run: RunFolder, verdict: Mapping[str, Any]) -> list[Panel]:
     """The figures of one stage; those whose metrics were not logged are left out."""
-    make = {"sft": _sft, "reward": _reward, "ppo": _ppo}.get(stage.method)
+    make = {"sft": _sft, "reward": _reward, "ppo": _ppo, "grpo": _grpo, "evaluate": _evaluate}.get(stage.method)
     found = make(stage, run, verdict) if make else []
     whole = [Panel(f"{stage.name}-{p.key}", p.title, p.caption, p.xlabel, [a for a in p.axes if _has_data(a)]) for p in found]
     return [p for p in whole if p.axes]
@@ -120,6 +121,14 @@ def _ppo(stage: StageRun, run: RunFolder, verdict: Mapping[str, Any]) -> list[Pa
         ]),
         *time_panel(stage),
     ]  # fmt: skip
+
+
+def _grpo(stage: StageRun, run: RunFolder, verdict: Mapping[str, Any]) -> list[Panel]:
+    return group_panels(stage, _thin(stage))
+
+
+def _evaluate(stage: StageRun, run: RunFolder, verdict: Mapping[str, Any]) -> list[Panel]:
+    return attempts_panels(stage.evaluation or {})
 
 
 def _goodhart(stage: StageRun, run: RunFolder, verdict: Mapping[str, Any], note: str) -> list[Panel]:

@@ -21,7 +21,7 @@ from truing.errors import DataError, TruingError
 from truing.observe.events import FILE, read_events
 from truing.observe.monitor import values_of
 
-ORDER = ("sft", "reward", "ppo", "evaluate", "stage")
+ORDER = ("sft", "reward", "ppo", "grpo", "evaluate", "stage")
 MOST_RECIPE = 100_000
 
 
@@ -30,7 +30,7 @@ class StageRun:
     """One stage as it lies on disk.
 
     Attributes:
-        method: sft, reward, ppo, evaluate or, when nothing tells, stage.
+        method: sft, reward, ppo, grpo, evaluate or, when nothing tells, stage.
         options: its own recipe.yaml; empty when there is none that can be read.
         evaluation: evaluation.json of a stage that compared two models.
     """
@@ -191,6 +191,8 @@ def _stage(folder: Path, notes: list[str]) -> StageRun:
     names = {n for e in events if e["kind"] == "metrics" for n in values_of(e)}
     if (folder / "evaluation.json").is_file() and not names:
         method = "evaluate"
+    elif any(n.startswith("groups/") for n in names):
+        method = "grpo"
     elif any(n.startswith(("policy/", "reward/")) for n in names):
         method = "ppo"
     elif names & {"accuracy", "eval/accuracy", "margin/mean"}:

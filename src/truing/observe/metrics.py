@@ -65,12 +65,15 @@ OUYANG = "Ouyang et al. 2022 (2203.02155)"
 LI = "Li et al. 2016 (1510.03055)"
 STIENNON = "Stiennon et al. 2020 (2009.01325)"
 YAO = "Yao et al. 2025, off-policy RL by inference mismatch"
+SHAO = "Shao et al. 2024 (2402.03300)"
+YU = "Yu et al. 2025, DAPO (2503.14476)"
 OWN = "Truing"
 
 CORRELATION = "_correlation"
 """Ending of ``monitor/<name>_correlation``, which belongs to ``monitor/<name>``."""
 
-_ALL = ("sft", "reward", "ppo")
+_ALL = ("sft", "reward", "ppo", "grpo")
+_RL = ("ppo", "grpo")
 _MISTRUST = "the gradient is computed on other probabilities than the samples were drawn from; check dtype, temperature and weight updates of the sampler"
 
 _ROWS = [
@@ -103,40 +106,40 @@ _ROWS = [
     Metric("eval/ece", "share", "expected calibration error: mean |confidence - accuracy| over ten equal bins of sigmoid(r_chosen - r_rejected), weighted by pairs",
            Healthy(0.0, 0.1, "the probabilities are over- or under-confident; fewer epochs or a smaller lr"), "Guo et al. 2017 (1706.04599)", ("reward",)),
     # PPO: rewards
-    Metric("reward/proxy", "score", "mean score that the reward model gave the step's completions, failed ones left out", None, GAO, ("ppo",)),
+    Metric("reward/proxy", "score", "mean score that the reward model gave the step's completions, failed ones left out", None, GAO, _RL),
     Metric("reward/failed_share", "share", "completions whose score failed (timed out, crashed, not finite); they are left out of every mean",
-           Healthy(0.0, 0.1, "the reward fails too often; read `status` in samples/", "every"), OWN, ("ppo",)),
+           Healthy(0.0, 0.1, "the reward fails too often; read `status` in samples/", "every"), OWN, _RL),
     Metric("reward/total", "score", "mean return that is trained: proxy with its penalties, minus the KL penalty summed over the sequence", None, ZIEGLER, ("ppo",)),
     Metric("reward/score_std", "score", "standard deviation over the step's completions of the scores as the reward gave them, before any normalising or clipping",
-           Healthy(1e-6, None, "the completions all score alike, so there is nothing to learn from them: the reward is constant, saturated or clipped, or the prompts admit one answer only"), OWN, ("ppo",)),
+           Healthy(1e-6, None, "the completions all score alike, so there is nothing to learn from them: the reward is constant, saturated or clipped, or the prompts admit one answer only"), OWN, _RL),
     Metric("reward/clipped_share", "share", "scores that scores.clip changed",
-           Healthy(0.0, 0.5, "most scores are clipped, so good and better ones look alike; raise scores.clip, or normalise first"), DETAILS, ("ppo",)),
-    Metric("reward/normaliser_mean", "score", "what scores.normalise subtracts from each score", None, STIENNON, ("ppo",)),
-    Metric("reward/normaliser_std", "score", "what scores.normalise divides each score by", Healthy(1e-6, None, "dividing by next to nothing blows noise up into reward; scores.normalise: none, or a reward that differs between texts"), STIENNON, ("ppo",)),
-    Metric("part/<name>", "score", "mean of one named part of a composed reward, its own number before sign and weight: the expression of the parts is reward/proxy", None, OWN, ("ppo",)),
-    Metric("monitor/<name>", "score", "mean score of an independent judge that is never trained on, on the same completions", None, GAO, ("ppo",)),
-    Metric("monitor/<name>_correlation", "1", "Spearman's rank correlation of the reward with that judge over the step's completions; the over-optimisation alarm watches how it falls", None, GAO, ("ppo",)),
+           Healthy(0.0, 0.5, "most scores are clipped, so good and better ones look alike; raise scores.clip, or normalise first"), DETAILS, _RL),
+    Metric("reward/normaliser_mean", "score", "what scores.normalise subtracts from each score", None, STIENNON, _RL),
+    Metric("reward/normaliser_std", "score", "what scores.normalise divides each score by", Healthy(1e-6, None, "dividing by next to nothing blows noise up into reward; scores.normalise: none, or a reward that differs between texts"), STIENNON, _RL),
+    Metric("part/<name>", "score", "mean of one named part of a composed reward, its own number before sign and weight: the expression of the parts is reward/proxy", None, OWN, _RL),
+    Metric("monitor/<name>", "score", "mean score of an independent judge that is never trained on, on the same completions", None, GAO, _RL),
+    Metric("monitor/<name>_correlation", "1", "Spearman's rank correlation of the reward with that judge over the step's completions; the over-optimisation alarm watches how it falls", None, GAO, _RL),
     # PPO: distance to the reference
     Metric("kl/sequence", "nats per sequence", "k1 = mean over sequences of the sum over tokens of log pi - log ref; unbiased, may be slightly negative by noise",
-           Healthy(-1.0, None, "clearly negative means that the samples do not come from the policy (masks, temperature, stale weights)"), SCHULMAN_KL, ("ppo",)),
+           Healthy(-1.0, None, "clearly negative means that the samples do not come from the policy (masks, temperature, stale weights)"), SCHULMAN_KL, _RL),
     Metric("kl/k3_sequence", "nats per sequence", "mean over sequences of the sum over tokens of exp(d) - 1 - d with d = log ref - log pi; never negative",
-           Healthy(0.0, None, "negative is impossible: the log-probabilities are broken", "every", "error"), SCHULMAN_KL, ("ppo",)),
-    Metric("kl/token", "nats per token", "the k1 sum over all tokens divided by the number of completion tokens", None, SCHULMAN_KL, ("ppo",)),
-    Metric("kl/coef", "score per nat", "coefficient of the KL penalty, as the adaptive controller left it", Healthy(0.0, None, "negative rewards leaving the reference", "every", "error"), ZIEGLER, ("ppo",)),
+           Healthy(0.0, None, "negative is impossible: the log-probabilities are broken", "every", "error"), SCHULMAN_KL, _RL),
+    Metric("kl/token", "nats per token", "the k1 sum over all tokens divided by the number of completion tokens", None, SCHULMAN_KL, _RL),
+    Metric("kl/coef", "score per nat", "coefficient of the KL penalty, as the adaptive controller left it", Healthy(0.0, None, "negative rewards leaving the reference", "every", "error"), ZIEGLER, _RL),
     Metric("kl/loss", "nats per token", "mean KL term of the loss, k2 or k3, over the trained tokens of all minibatches; only with kl.place: loss_k2 or loss_k3",
-           Healthy(0.0, None, "k2 and k3 are never negative: the log-probabilities are broken", "every", "error"), SCHULMAN_KL, ("ppo",)),
+           Healthy(0.0, None, "k2 and k3 are never negative: the log-probabilities are broken", "every", "error"), SCHULMAN_KL, _RL),
     # PPO: the update
-    Metric("policy/loss", "none", "clipped surrogate loss, mean over the trained tokens of all minibatches", None, PPO, ("ppo",)),
+    Metric("policy/loss", "none", "clipped surrogate loss, mean over the trained tokens of all minibatches", None, PPO, _RL),
     Metric("policy/approx_kl", "nats per token", "mean of ratio - 1 - log ratio between the policy being updated and the one that sampled",
-           Healthy(0.0, 0.1, "each step moves the policy too far from its samples; lower lr or fewer epochs"), DETAILS, ("ppo",)),
-    Metric("policy/clip_share", "share", "tokens whose ratio lies outside 1 +- clip", Healthy(0.0, 0.4, "most of the update is clipped away; lower lr or fewer epochs"), DETAILS, ("ppo",)),
-    Metric("policy/ratio_mean", "ratio", "mean of pi / pi_old over the trained tokens; 1 in expectation", Healthy(0.9, 1.1, "samples and update disagree; see sampler/mismatch"), PPO, ("ppo",)),
-    Metric("policy/ratio_max", "ratio", "largest pi / pi_old of any trained token in the step", Healthy(0.0, 20.0, "single tokens dominate the update; lower lr"), PPO, ("ppo",)),
+           Healthy(0.0, 0.1, "each step moves the policy too far from its samples; lower lr or fewer epochs"), DETAILS, _RL),
+    Metric("policy/clip_share", "share", "tokens whose ratio lies outside 1 +- clip", Healthy(0.0, 0.4, "most of the update is clipped away; lower lr or fewer epochs"), DETAILS, _RL),
+    Metric("policy/ratio_mean", "ratio", "mean of pi / pi_old over the trained tokens; 1 in expectation", Healthy(0.9, 1.1, "samples and update disagree; see sampler/mismatch"), PPO, _RL),
+    Metric("policy/ratio_max", "ratio", "largest pi / pi_old of any trained token in the step", Healthy(0.0, 20.0, "single tokens dominate the update; lower lr"), PPO, _RL),
     Metric("policy/entropy", "nats per token", "mean entropy of the policy's next-token distribution at the sampled positions",
-           Healthy(0.1, None, "the policy has become nearly deterministic: exploration is over. Raise the KL coefficient or the entropy bonus"), PPO, ("ppo",)),
+           Healthy(0.1, None, "the policy has become nearly deterministic: exploration is over. Raise the KL coefficient or the entropy bonus"), PPO, _RL),
     Metric("policy/first_ratio_error", "ratio", "largest |ratio - 1| in the first minibatch after sampling, before any update: 0 by definition",
-           Healthy(0.0, 0.0, _MISTRUST, "every", "error"), DETAILS, ("ppo",)),
-    Metric("policy/updates", "updates", "optimiser steps made of the rollout's planned epochs x minibatches", Healthy(1.0, None, "no update was made of the rollout: kl.stop is too small", "every"), DETAILS, ("ppo",)),
+           Healthy(0.0, 0.0, _MISTRUST, "every", "error"), DETAILS, _RL),
+    Metric("policy/updates", "updates", "optimiser steps made of the rollout's planned epochs x minibatches", Healthy(1.0, None, "no update was made of the rollout: kl.stop is too small", "every"), DETAILS, _RL),
     Metric("policy/stopped", "0 or 1", "1 when kl.stop ended the rollout's updates early",
            Healthy(0.0, 0.5, "most rollouts are cut short by kl.stop, and their later minibatches taught nothing; lower lr or epochs so that the planned updates are made"), DETAILS, ("ppo",)),
     Metric("value/loss", "score squared", "clipped squared error of the value head, mean over the trained tokens", None, PPO, ("ppo",)),
@@ -146,23 +149,37 @@ _ROWS = [
     Metric("value/explained_variance", "share", "1 - Var(return - value) / Var(return), with the values of the rollout; 1 is perfect, 0 no better than a constant",
            Healthy(0.0, 1.0, "the critic is worse than a constant, so advantages are noisier than the rewards; raise value_lr or warm the critic up"), DETAILS, ("ppo",)),
     Metric("advantage/std", "score", "standard deviation of the advantages over the trained tokens, before they are standardised",
-           Healthy(1e-8, None, "every action looks equally good, so nothing can be learned"), DETAILS, ("ppo",)),
+           Healthy(1e-8, None, "every action looks equally good, so nothing can be learned"), DETAILS, _RL),
     # PPO: the texts
-    Metric("tokens/mean", "tokens", "mean completion length, the end-of-turn token included", Healthy(1.0, None, "the policy answers with nothing"), "Singhal et al. 2023 (2310.03716)", ("ppo",)),
-    Metric("tokens/std", "tokens", "standard deviation of the completion lengths of the step", None, OWN, ("ppo",)),
+    Metric("tokens/mean", "tokens", "mean completion length, the end-of-turn token included", Healthy(1.0, None, "the policy answers with nothing"), "Singhal et al. 2023 (2310.03716)", _RL),
+    Metric("tokens/std", "tokens", "standard deviation of the completion lengths of the step", None, OWN, _RL),
     Metric("tokens/eos_share", "share", "completions that ended by themselves rather than at max_new_tokens",
-           Healthy(0.2, 1.0, "nearly all completions are cut off and their scores describe fragments; raise max_new_tokens or the missing_eos penalty"), OWN, ("ppo",)),
-    Metric("tokens/truncated_share", "share", "completions cut off at max_new_tokens; 1 - tokens/eos_share", None, OWN, ("ppo",)),
-    Metric("text/distinct_2", "share", "distinct word pairs / word pairs over the step's completions", Healthy(0.1, 1.0, "the completions repeat themselves or one another: mode collapse"), LI, ("ppo",)),
-    Metric("sampler/mismatch", "nats per token", "mean |trainer - sampler log-probability| of the sampled tokens", Healthy(0.0, 0.05, _MISTRUST), YAO, ("ppo",)),
+           Healthy(0.2, 1.0, "nearly all completions are cut off and their scores describe fragments; raise max_new_tokens or the missing_eos penalty"), OWN, _RL),
+    Metric("tokens/truncated_share", "share", "completions cut off at max_new_tokens; 1 - tokens/eos_share", None, OWN, _RL),
+    Metric("text/distinct_2", "share", "distinct word pairs / word pairs over the step's completions", Healthy(0.1, 1.0, "the completions repeat themselves or one another: mode collapse"), LI, _RL),
+    Metric("sampler/mismatch", "nats per token", "mean |trainer - sampler log-probability| of the sampled tokens", Healthy(0.0, 0.05, _MISTRUST), YAO, _RL),
     Metric("sampler/weight_mean", "ratio", "mean over the trained tokens of min(pi_trainer / pi_sampler, sampler_cap), the weight that corrects for the sampler's numbers; 1 when they agree",
            Healthy(0.9, 1.1, _MISTRUST), YAO, ("ppo",)),
     Metric("sampler/capped_share", "share", "tokens whose pi_trainer / pi_sampler exceeds sampler_cap", Healthy(0.0, 0.01, _MISTRUST + ". A capped weight is a biased one"), YAO, ("ppo",)),
+    Metric("text/repetition", "share", "mean over the step's completions of the share of a completion's word pairs that repeat an earlier one",
+           Healthy(0.0, 0.5, "the completions run in loops; penalise repetition(2), or shorten max_new_tokens"), LI, _RL),
+    # groups
+    Metric("groups/count", "groups", "prompts whose completions were scored at this step, those sampled again included", Healthy(1.0, None, "nothing was scored", "every"), SHAO, ("grpo",)),
+    Metric("groups/varied_share", "share", "groups whose rewards are not all equal: the others have no gradient",
+           Healthy(0.1, None, "nearly all groups are all right or all wrong, so most samples teach nothing; use zero_variance: resample, a curriculum, a larger group, or other prompts"), YU, ("grpo",)),
+    Metric("groups/solved_share", "share", "groups whose completions all earn 1 or more", None, YU, ("grpo",)),
+    Metric("groups/hopeless_share", "share", "groups whose completions all earn 0 or less", Healthy(0.0, 0.9, "almost no prompt is ever solved; start with easier ones, or fine-tune first"), YU, ("grpo",)),
+    Metric("groups/used_share", "share", "completions that count in the loss", Healthy(0.05, None, "almost nothing of what is sampled is learned from"), YU, ("grpo",)),
+    Metric("curriculum/skipped_solved", "prompts", "prompts the walk passed by because their solve rate is at least curriculum.solved", None, YU, ("grpo",)),
+    Metric("curriculum/skipped_hopeless", "prompts", "prompts the walk passed by because their solve rate is at most curriculum.hopeless", None, YU, ("grpo",)),
+    Metric("curriculum/solve_rate", "share", "mean solve rate over the prompts visited so far, each a running mean over its own visits", None, OWN, ("grpo",)),
+    Metric("reward/hidden_gap", "share", "share of visible tests passed less share of hidden tests passed: a program that solves the task has none",
+           Healthy(None, 0.2, "the policy passes the tests it can know and not the others: it has learned the tests, not the task. Reward hidden tests, or write more of them"), OWN, ("grpo",)),
     # timings: no part of exact resume
-    Metric("seconds/generate", "s", "wall time of sampling", None, OWN, ("ppo",)),
-    Metric("seconds/score", "s", "wall time of the reward and the monitors", None, OWN, ("ppo",)),
-    Metric("seconds/trunk", "s", "wall time of the frozen layers below the adapters, computed once a sequence for every role and epoch", None, OWN, ("ppo",)),
-    Metric("seconds/reference", "s", "wall time of the log-probabilities of policy and reference and of the values", None, OWN, ("ppo",)),
+    Metric("seconds/generate", "s", "wall time of sampling", None, OWN, _RL),
+    Metric("seconds/score", "s", "wall time of the reward and the monitors", None, OWN, _RL),
+    Metric("seconds/trunk", "s", "wall time of the frozen layers below the adapters, computed once a sequence for every role and epoch", None, OWN, _RL),
+    Metric("seconds/reference", "s", "wall time of the log-probabilities of policy and reference and of the values", None, OWN, _RL),
     Metric("seconds/update", "s", "wall time of forward, backward and optimiser", None, OWN, _ALL),
     Metric("seconds/step", "s", "wall time of the whole step", None, OWN, _ALL),
     Metric("tokens_per_second", "tokens/s", "tokens processed (sft, reward) or generated (ppo) divided by the seconds of the step", None, OWN, _ALL),

@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 
 def trained(run: RunFolder) -> list[StageRun]:
     """The stages that are drawn over one another: PPO stages with events."""
-    return [s for s in run.stages if s.method == "ppo" and s.of_kind("metrics")]
+    return [s for s in run.stages if s.method in ("ppo", "grpo") and s.of_kind("metrics")]
 
 
 def settings(run: RunFolder, names: Sequence[str]) -> list[tuple[str, list[str]]]:

@@ -35,7 +35,7 @@ def verdict(folder: str | Path) -> dict[str, Any]:
     among them), ``gold`` and ``proxy`` (the same entries again), ``win_rate``, ``kl`` (nats per sequence), ``length``,
     ``eos_share``, ``distinct_1``, ``distinct_2``, ``proxy_judge_correlation`` (Spearman over the samples, before and
     after), ``reward_accuracy``, ``criteria``, ``seconds`` (stage -> s, and total), ``memory_peak_mib``, ``prompts``,
-    ``samples_per_prompt``, ``findings``, ``notes``.
+    ``samples_per_prompt``, ``verified`` (the judge checks answers: its score is the share of right ones), ``findings``, ``notes``.
 
     A pipeline that compared several models has these numbers for each in ``runs``, a list of such records with a ``name``;
     those of the whole are then None or empty, ``verdict`` and ``headline`` say all of it name by name, and ``worked`` is
@@ -90,6 +90,7 @@ def _single(run: RunFolder) -> dict[str, Any]:
         "proxy_judge_correlation": _correlation(run.evaluation, name),
         "reward_accuracy": _finite(data.mapping("reward_accuracy", optional=True)) or None,
         "criteria": _criteria(data),
+        "verified": name is not None and name in data.mapping("pass_at", optional=True),
         "prompts": data.number("prompts"),
         "samples_per_prompt": data.number("samples_per_prompt"),
         "seconds": _seconds(run, data),
@@ -234,13 +235,13 @@ def _caveats(out: Mapping[str, Any]) -> list[str]:
     if gold and _rose(proxy) and gold["low"] is not None and not _rose(gold):
         end = "fell" if (gold["high"] or 0.0) < 0 else "did not"
         found.append(f"the reward model's own score rose {_amount(proxy)}, while the independent judge {end}: the reward model was exploited")
-    for key, words in (("distinct_2", "word pairs"), ("distinct_1", "words")):
+    for key, words in (("distinct_2", "word pairs"), ("distinct_1", "words")) if not out["verified"] else ():
         before, after = out[key]["before"], out[key]["after"]
         if before and after is not None and after < DISTINCT_FLOOR * before:
             found.append(f"the texts collapsed into repetition: distinct {words} fell from {before:.2f} to {after:.2f}")
             break
     ratio = out["length"]["ratio"]
-    if ratio is not None and not LENGTHS[0] <= ratio <= LENGTHS[1]:
+    if ratio is not None and not out["verified"] and not LENGTHS[0] <= ratio <= LENGTHS[1]:
         found.append(f"completions became {ratio:.2f} times as long, so part of the change may be length alone")
     kl = out["kl"]
     if kl["mean"] is not None and kl["target"] and kl["mean"] > 2 * kl["target"]:
@@ -281,10 +282,21 @@ def _headline(out: Mapping[str, Any], run: RunFolder) -> tuple[bool | None, str]
     ratio, kl = out["length"]["ratio"], out["kl"]
     at = f", at {kl['mean']:.3g} nats of KL per sequence" + (f" (target {kl['target']:g})" if kl["target"] else "") if kl["mean"] is not None else ""
     at += f", with completions {ratio:.2f} times as long" if ratio is not None else ""
+    if out["verified"]:
+        return _of_answers(out, gold, caveats, f"{on}the share of right answers ({out['judge']})", at)
     if gold["low"] > 0:
         return not caveats, f"{'It worked only in part' if caveats else 'It worked'}: {on}{who} rose {_amount(gold)}{at}."
     what = "fell" if gold["high"] < 0 else "did not clearly change"
     return False, f"It did NOT work: {on}{who} {what}, {_amount(gold).replace('by ', 'a change of ', 1)}{at}."
+
+
+def _of_answers(out: Mapping[str, Any], gold: Mapping[str, Any], caveats: list[str], who: str, at: str) -> tuple[bool, str]:
+    """The sentence about a score that is checked, not judged: shares, and percentage points."""
+    points = f"{100 * gold['mean']:+.0f} points (95% interval {100 * gold['low']:+.0f} to {100 * gold['high']:+.0f})"
+    moved = f"from {gold['before']:.0%} to {gold['after']:.0%}, {points}{at}" if gold["before"] is not None and gold["after"] is not None else f"{points}{at}"
+    if gold["low"] > 0:
+        return not caveats, f"{'It worked only in part' if caveats else 'It worked'}: {who} rose {moved}."
+    return False, f"It did NOT work: {who} {'fell' if gold['high'] < 0 else 'did not clearly change'}, {moved}."
 
 
 def _so_far(run: RunFolder) -> str:
@@ -292,7 +304,7 @@ def _so_far(run: RunFolder) -> str:
     said = []
     for stage in run.stages:
         names = ["reward/proxy", *judges_of(stage.events)]
-        for name in names if stage.method == "ppo" else []:
+        for name in names if stage.method in ("ppo", "grpo") else []:
             values = series(stage.events, name)[1]
             if len(values) >= 2:
                 tenth = max(1, len(values) // 10)
