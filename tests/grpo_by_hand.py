@@ -36,7 +36,7 @@ def grid(rows: tuple[tuple[float, ...], ...]) -> Tensor:
 
 def drawn(rewards: tuple[float, ...] = REWARDS, lengths: tuple[int, ...] = LENGTHS, prompts: tuple[int, ...] | None = None, finished: tuple[bool, ...] | None = None, greedy: dict[int, float] | None = None) -> Drawn:
     batch = ppo_tiny.by_hand([[7 + t for t in range(n)] for n in lengths], list(finished or (True,) * len(lengths)))
-    return Drawn(batch, [Score(r, {"r": r}) for r in rewards], {}, list(prompts or (0,) * len(rewards)), greedy or {})
+    return Drawn(batch, [Score(r, {"r": r}) for r in rewards], {}, list(prompts or (0,) * len(rewards)), list(prompts or (0,) * len(rewards)), greedy or {})
 
 
 def before(config: GRPO, found: Drawn, *, old: Tensor | None, ref: Tensor | None, coef: float | None = None) -> tuple[Before, list[int]]:

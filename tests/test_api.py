@@ -41,8 +41,8 @@ def test_the_whole_road_in_python(tmp_path: Path) -> None:
 def test_wrong_names_are_refused_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown key 'stages.ppo.step'; did you mean 'steps'"):
         truing.ppo(prompts="p.jsonl", step=3, runs=tmp_path)
-    with pytest.raises(AttributeError, match="no attribute 'grpo'; it has"):
-        truing.grpo  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'dpo'; it has"):
+        truing.dpo  # noqa: B018
     with pytest.raises(AttributeError, match="no 'lerned'"):
         r.lerned  # noqa: B018
 

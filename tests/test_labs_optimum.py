@@ -156,7 +156,7 @@ def test_options_that_cannot_be_meant():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exercise", ["main", "variants", "wrong"])
+@pytest.mark.parametrize("exercise", ["main", "variants", "groups", "wrong"])
 def test_the_whole_claim_on_three_seeds(exercise):
     findings = optimum.run(optimum.Options(exercise=exercise), range(3))
     assert findings.held, [c for c in findings.checks if not c.held]

@@ -93,7 +93,9 @@ class Evaluate(Frozen):
     prompts: str = Field(description="held-out prompts: a file or a hub id")
     scores: dict[str, str] = Field({}, description="name -> scorer: a reward-model folder, an earlier stage, or module:function")
     verdict: str | None = Field(None, description="which of the scores decides; null = the first")
-    samples: Positive = Field(4, description="completions of each prompt by each model")
+    environment: str | None = Field(None, description="as in grpo: completions become episodes of several turns, and environment() is a score")
+    max_turns: Positive = Field(4, description="of an episode; needs environment")
+    samples: Positive = Field(4, description="completions of each prompt by each model; verified scores get pass@k and majority@k up to this k")
     max_new_tokens: Positive = 64
     temperature: Annotated[float, Field(gt=0)] = 1.0
     kl_target: Annotated[float, Field(gt=0)] | None = Field(None, description="nats per sequence the training aimed at; the verdict allows twice that")

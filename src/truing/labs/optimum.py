@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from truing.config import KL, Frozen, Lora
 from truing.labs import optimum_draw
 from truing.labs.lab import Cell, Check, Findings, Table
-from truing.labs.optimum_loop import Trained, by_hand, by_stage, not_scaled, one_late, own_step_only
+from truing.labs.optimum_loop import Trained, by_groups, by_hand, by_stage, not_scaled, one_late, own_step_only
 from truing.labs.optimum_world import World, measure, world
 from truing.labs.tabular import enough, over_seeds, said
 
@@ -43,12 +43,26 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "the divergence with the other sign": ("reward", {"sign": -1.0}),
     "the score one place after the last token": ("reward", {"change": one_late}),
 }
+# A row of the group methods, in words -> its settings and the place of its divergence. Without a critic the gradient is noisier, so runs
+# are twice as long as PPO's, and one with a single update a rollout (steps: 4) four times.
+_CLIPPED = {"ratio": "token", "clip": "surrogate", "clip_low": 0.2, "clip_high": 0.2}
+GROUPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "RLOO, one plain update a rollout": ("reward", {"preset": "rloo", "epochs": 1, "minibatches": 1, "lr": 1e-2, "steps": 4}),
+    "RLOO, clipped": ("reward", {"preset": "rloo", **_CLIPPED}),
+    "GRPO centred, k2 in the loss": ("loss_k2", {"preset": "dr_grpo"}),
+    "GRPO centred, k3 in the loss": ("loss_k3", {"preset": "dr_grpo"}),
+    "REINFORCE++": ("reward", {"preset": "reinforce++"}),
+}
+AS_WRITTEN = {
+    "GRPO as written: over the spread, k3 of each token": ("token_k3", {"preset": "grpo"}),
+    "GRPO centred, k3 of each token": ("token_k3", {"preset": "dr_grpo"}),
+}
 
 
 class Options(Frozen):
     """What ``--set`` may change."""
 
-    exercise: Literal["main", "variants", "wrong"] = Field("main", description="variants: other settings that must reach the same optimum; wrong: steps made wrong that must miss it")
+    exercise: Literal["main", "variants", "groups", "wrong"] = Field("main", description="variants: other settings that must reach the same optimum; groups: the critic-free methods; wrong: steps made wrong that must miss it")
     words: Annotated[int, Field(ge=2, le=4)] = Field(3, description="words of the language, beside the end")
     longest: Annotated[int, Field(ge=2, le=4)] = Field(3, description="tokens after which a completion is cut off")
     coef: Annotated[float, Field(ge=0.1, le=2)] = Field(0.3, description="reward per nat; rewards lie between -1 and 1")
@@ -70,6 +84,7 @@ class Options(Frozen):
 EXPECTED = {
     "main": "wherever the divergence stands, PPO ends at ref * exp(r / coef) / Z: within 0.05 of it in total variation, with its reward and its divergence",
     "variants": "another temperature, LoRA, a shared value head, one update a rollout, no price for being cut off: each has a closed form of its own, and is within 0.05 of it",
+    "groups": "RLOO, GRPO that is only centred, and REINFORCE++ end within 0.05 of the same optimum without a value model; GRPO as its paper writes it, over each group's spread and with a divergence of single tokens, ends elsewhere",
     "wrong": "one step made wrong, and the run ends elsewhere, more than 0.15 away: a divergence of single tokens, one that is not scaled with the advantages, the other sign, a score that lands on padding",
 }  # fmt: skip
 
@@ -80,7 +95,7 @@ def expectation(options: Options) -> str:
 
 def run(options: Options, seeds: Sequence[int]) -> Findings:
     enough("optimum", seeds)
-    return {"main": main, "variants": variants, "wrong": wrong}[options.exercise](options, seeds)
+    return {"main": main, "variants": variants, "groups": groups, "wrong": wrong}[options.exercise](options, seeds)
 
 
 def trained(options: Options, seed: int, train: Callable[[World, int], Trained], place: str = "reward", **changes: Any) -> Trained:
@@ -135,6 +150,18 @@ def variants(options: Options, seeds: Sequence[int]) -> Findings:
     runs = {name: [trained(options, seed, by_stage, **changes) for seed in seeds] for name, changes in VARIANTS.items()}
     table = _table("Other settings, each with a closed form of its own", runs, seeds)
     return Findings([_near(name, group) for name, group in runs.items()], [table], {"optimum-variants": optimum_draw.bars(runs, NEAR, "Other settings reach their optimum")}, _values(runs))
+
+
+# -- groups -------------------------------------------------------------------------------------------------------------
+
+
+def groups(options: Options, seeds: Sequence[int]) -> Findings:
+    kl = lambda place: {"coef": options.coef, "place": place}  # noqa: E731
+    longer = lambda row: {**row, "steps": options.steps * row.get("steps", 2)}  # noqa: E731
+    runs = {name: [trained(options, seed, partial(by_groups, kl=kl(place), **longer(row))) for seed in seeds] for name, (place, row) in {**GROUPS, **AS_WRITTEN}.items()}
+    table = _table("Where the critic-free methods end", runs, seeds)
+    checks = [_near(name, runs[name]) for name in GROUPS] + [_far(name, runs[name]) for name in list(AS_WRITTEN)[:1]]
+    return Findings(checks, [table], {"optimum-groups": optimum_draw.bars(runs, NEAR, "Critic-free methods and the closed form")}, _values(runs))
 
 
 # -- wrong --------------------------------------------------------------------------------------------------------------

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from truing.config import PPO
+from truing.config import GRPO, PPO
+from truing.config.grpo import GroupScores
+from truing.config.options import Stage
 from truing.data.batches import walk
 from truing.data.template import Renderer
 from truing.labs.optimum_world import Array, Measured, World, best, chances, measure
 from truing.learn import checkpoint
 from truing.learn.update import Learner
+from truing.methods import grpo as group_page
 from truing.methods import ppo as page
+from truing.methods.actor import Actor, open_actor
 from truing.methods.completions import rewards_of
 from truing.methods.ppo_update import Seen, estimate, minibatches
 from truing.methods.roles_of_ppo import Roles, open_roles
@@ -24,7 +28,10 @@ from truing.rollout.sampler import sample
 from truing.types import Rollout, Score
 
 
-class Trained(NamedTuple):
+R = TypeVar("R", bound=Actor, covariant=True)
+
+
+class Trained(NamedTuple, Generic[R]):
     """A run.
 
     Attributes:
@@ -38,7 +45,7 @@ class Trained(NamedTuple):
     logps: list[Array]
     rewards: Array
     coef: float
-    roles: Roles
+    roles: R
 
     @property
     def curve(self) -> list[Measured]:
@@ -61,9 +68,9 @@ class Trained(NamedTuple):
 class Watch:
     """Follows a run of the stage as its progress, and measures the weights of every checkpoint while they are there."""
 
-    def __init__(self, w: World, seed: int) -> None:
-        self.w, self.roles = w, open_roles(w.config, seed)
-        self.at, self.logps = [0], [chances(self.roles.reference, w)]
+    def __init__(self, w: World, roles: Actor, steps: int) -> None:
+        self.w, self.roles, self.steps = w, roles, steps
+        self.at, self.logps = [0], [chances(roles.policy, w)]
 
     def note(self, text: str) -> None:
         """What the stage tells a person."""
@@ -73,8 +80,8 @@ class Watch:
         if (step - 1) % self.w.config.save_every == 0 and step > 1:
             self._read(step - 1)
 
-    def finish(self) -> Trained:
-        self._read(self.w.config.steps)
+    def finish(self) -> Trained[Actor]:
+        self._read(self.steps)
         return Trained(self.at, self.logps, self.w.rewards, self.w.config.kl.coef, self.roles)
 
     def _read(self, step: int) -> None:
@@ -86,10 +93,20 @@ class Watch:
         self.logps.append(chances(self.roles.policy, self.w))
 
 
-def by_stage(w: World, seed: int) -> Trained:
+def by_stage(w: World, seed: int) -> Trained[Actor]:
     """Run `methods.ppo.ppo` as it is."""
-    watch = Watch(w, seed)
+    watch = Watch(w, open_roles(w.config, seed), w.config.steps)
     page.ppo(w.config, w.folder / "run", seed=seed, progress=watch)
+    return watch.finish()
+
+
+def by_groups(w: World, seed: int, *, group: int = 64, **row: Any) -> Trained[Actor]:
+    """Run `methods.grpo.grpo` in the same world, with the world's settings and a row of the table over them."""
+    shared = {name: getattr(w.config, name) for name in Stage.model_fields} | {name: getattr(w.config, name) for name in ("prompts", "reward", "steps", "batch_size", "max_new_tokens", "temperature")}
+    scores = GroupScores(missing_eos=w.config.scores.missing_eos, timeout=None)
+    config = GRPO(**{**shared, "scores": scores, "group": group, "minibatches": w.config.minibatches, "epochs": w.config.epochs, **row})
+    watch = Watch(w, open_actor(config, seed), config.steps)
+    group_page.grpo(config, w.folder / "run", seed=seed, progress=watch)
     return watch.finish()
 
 
@@ -98,7 +115,7 @@ def by_stage(w: World, seed: int) -> Trained:
 Change = Callable[[page.Batch, Sequence[Score], page.Experience, PPO], page.Experience]
 
 
-def by_hand(w: World, seed: int, *, sign: float = 1.0, clipped: bool = True, change: Change | None = None, every: int | None = None) -> Trained:
+def by_hand(w: World, seed: int, *, sign: float = 1.0, clipped: bool = True, change: Change | None = None, every: int | None = None) -> Trained[Roles]:
     """The steps of `methods.ppo.ppo` with fixed KL coefficient, measured after every ``every`` rollouts.
 
     Args:

@@ -15,20 +15,19 @@ import torch
 
 from truing.config import Evaluate
 from truing.data.batches import by_token_budget
-from truing.data.prepare import read_records, render_all
-from truing.data.template import Renderer
 from truing.disk import write_atomic
 from truing.errors import ConfigError, RewardError
 from truing.learn.inputs import fingerprint
 from truing.learn.run import Run
 from truing.maths import kl, stats
 from truing.maths.likelihood import token_likelihood
+from truing.methods.answering import Answering
 from truing.models.pack import Pack
 from truing.models.roles import Role, open_role, origin, tokenizer_of
 from truing.observe.monitor import distinct_n
 from truing.rewards.scorers import Completions, Scorer, find_scorer
 from truing.rewards.verified import Verified
-from truing.rollout.sampler import sample
+from truing.types import Prompt, Rollout, Score
 
 Sample = dict[str, Any]  # text, tokens, finished, scores, answers
 
@@ -40,11 +39,9 @@ def evaluate(config: Evaluate, folder: Path, *, seed: int, progress: Any = None)
             return run.done
         run.restore()
         tokenizer = tokenizer_of(config.before)
-        renderer = Renderer(tokenizer)
         before = open_role(config.before)
-        fit = lambda r: renderer.prompt(r, config.max_length, config.max_new_tokens, before.backbone.context)  # noqa: E731
-        rendered = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), fit, config.on_bad, folder)
-        records = [r for r, _ in rendered]
+        answering = Answering(config, tokenizer, before.backbone.context, folder)
+        records = answering.records
         if len(records) < 2:
             raise ConfigError(f"{config.prompts}: {len(records)} prompt; an interval over prompts needs 2 or more")
         base = origin(config.before).base
@@ -54,30 +51,21 @@ def evaluate(config: Evaluate, folder: Path, *, seed: int, progress: Any = None)
         if verdict is not None and verdict not in scorers:
             raise ConfigError(f"verdict={verdict!r} is not one of the scores {', '.join(scorers)}")
 
-        prompts = [ids for _, ids in rendered for _ in range(config.samples)]
-        questions = [r.messages[-1].content for r in records for _ in range(config.samples)]
-        columns = [r.extra for r in records for _ in range(config.samples)]
+        asked = [i for i in range(len(records)) for _ in range(config.samples)]
         drawn: dict[str, list[Sample]] = {}
         divergence: list[float] = []
         for which, role in (("before", before), ("after", after)):
-            drawn[which], packs, starts = [], [], []
-            for part in range(0, len(prompts), 64):
-                rows = slice(part, part + 64)
-                rollout = sample(
-                    role, prompts[rows], max_new_tokens=config.max_new_tokens, temperature=config.temperature, stop_ids=renderer.stop_ids,
-                    seed=seed, step=0, purpose="evaluate", samples=range(len(prompts))[rows],
-                )  # fmt: skip
-                sequences = rollout.sequences()
-                answers = tokenizer.batch_decode([s[len(p) :] for s, p in zip(sequences, rollout.prompts, strict=True)], skip_special_tokens=True)
-                texts = Completions(questions[rows], [a.strip() for a in answers], Pack(sequences), [len(p) for p in rollout.prompts], rollout.finished_B.tolist(), columns[rows])
-                drawn[which] += _scored(texts, rollout.lengths_B.tolist(), rollout.finished_B.tolist(), scorers)
+            drawn[which], read = [], []
+            for part in range(0, len(asked), 64):
+                rows = range(len(asked))[part : part + 64]
+                rollout, outcomes = answering.ask(role, [asked[i] for i in rows], temperature=config.temperature, seed=seed, step=0, samples=rows, purpose="evaluate")
+                read.append(_read(rollout, [records[asked[i]] for i in rows], outcomes, tokenizer))
+                drawn[which] += _scored(read[-1], rollout.lengths_B.tolist(), rollout.finished_B.tolist(), scorers)
                 run.stop_if_asked()
-                packs.append(texts.pack)
-                starts.append([len(p) for p in rollout.prompts])
                 if run.progress:
-                    run.progress.step(folder.name, (len(drawn["before"]) + len(drawn.get("after", []))) // 64, {}, 2 * -(-len(prompts) // 64))
+                    run.progress.step(folder.name, (len(drawn["before"]) + len(drawn.get("after", []))) // 64, {}, 2 * -(-len(asked) // 64))
             if which == "after":
-                divergence = [value for pack, first in zip(packs, starts, strict=True) for value in _divergence(after, before, pack, first, config)]
+                divergence = [value for texts in read for value in _divergence(after, before, texts, config)]
 
         result = summary(records_text=[r.messages[-1].content for r in records], drawn=drawn, divergence=divergence, config=config, scorers=list(scorers), verdict=verdict)
         write_atomic(folder / "evaluation.json", json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
@@ -156,6 +144,14 @@ def _criteria(out: Mapping[str, Any], verdict: str | None, config: Evaluate) -> 
     return [{"name": n, "measured": float(m), "threshold": t, "holds": bool(h)} for n, m, t, h in rows]
 
 
+def _read(rollout: Rollout, records: Sequence[Prompt], outcomes: Sequence[Score], tokenizer: Any) -> Completions:
+    """Answers as scorers see them."""
+    sequences, starts = rollout.sequences(), [len(p) for p in rollout.prompts]
+    texts = [t.strip() for t in tokenizer.batch_decode([s[n:] for s, n in zip(sequences, starts, strict=True)], skip_special_tokens=True)]
+    columns = ([r.messages[-1].content for r in records], texts, Pack(sequences), starts, rollout.finished_B.tolist(), [r.extra for r in records])
+    return Completions(*columns, outcomes, rollout.places() if rollout.heard else ())
+
+
 def _scored(texts: Completions, lengths: list[int], finished: list[bool], scorers: Mapping[str, Scorer]) -> list[Sample]:
     columns: dict[str, list[float]] = {}
     answers = {name: scorer.answers(texts) for name, scorer in scorers.items() if isinstance(scorer, Verified)}
@@ -173,17 +169,15 @@ def _scored(texts: Completions, lengths: list[int], finished: list[bool], scorer
 
 
 @torch.no_grad()
-def _divergence(after: Role, before: Role, pack: Pack, starts: Sequence[int], config: Evaluate) -> list[float]:
+def _divergence(after: Role, before: Role, texts: Completions, config: Evaluate) -> list[float]:
     """Sum over completion tokens of log pi_after - log pi_before, one number a sequence: the k1 estimate of KL(after || before)."""
     out: list[float] = []
-    for rows in by_token_budget(pack.lengths, config.micro_tokens):
-        part = pack.select(rows)
-        first = [starts[r] - 1 for r in rows]
-        positions = part.spans(first, [n - 1 for n in part.lengths])
+    for rows in by_token_budget(texts.pack.lengths, config.micro_tokens):
+        part = texts.select(rows)
+        positions = part.packed() - 1
         logp = [
-            token_likelihood(role.hidden(part)[positions], role.backbone.head_weight, part.ids_N[positions + 1], bias=role.backbone.head_bias, temperature=config.temperature).logp
+            token_likelihood(role.hidden(part.pack)[positions], role.backbone.head_weight, part.pack.ids_N[positions + 1], bias=role.backbone.head_bias, temperature=config.temperature).logp
             for role in (after, before)
         ]
-        counts = [n - 1 - f for n, f in zip(part.lengths, first, strict=True)]
-        out += [float(x.sum()) for x in kl.k1(*logp).split(counts)]
+        out += [float(x.sum()) for x in kl.k1(*logp).split(part.lengths)]
     return out

@@ -18,7 +18,7 @@ from truing.types import Rollout, Score
 
 @dataclass(frozen=True)
 class Drawn:
-    """Scored completions of a step, and the prompt (its number among all) that each answers.
+    """Scored completions of a step, the prompt (its number among all) that each answers, and the group it belongs to.
 
     ``greedy`` is the reward of each prompt's most likely completion, where that is the baseline.
     """
@@ -27,13 +27,14 @@ class Drawn:
     scores: list[Score]
     monitored: dict[str, list[Score]]
     prompt_B: list[int]
+    group_B: list[int]
     greedy: Mapping[int, float]
 
     def groups(self) -> list[list[int]]:
-        """The rows of each prompt, in the order in which prompts first came."""
+        """The rows of each group, in the order in which they were sampled."""
         found: dict[int, list[int]] = {}
-        for row, prompt in enumerate(self.prompt_B):
-            found.setdefault(prompt, []).append(row)
+        for row, group in enumerate(self.group_B):
+            found.setdefault(group, []).append(row)
         return list(found.values())
 
     @classmethod
@@ -44,7 +45,7 @@ class Drawn:
         batch = Batch(_rollouts([b.rollout for b in batches]), _texts([b.texts for b in batches]), tuple(row for b in batches for row in b.failed))
         monitored = {name: [s for r in rounds for s in r.monitored[name]] for name in rounds[0].monitored}
         greedy = {prompt: value for r in rounds for prompt, value in r.greedy.items()}
-        return cls(batch, [s for r in rounds for s in r.scores], monitored, [p for r in rounds for p in r.prompt_B], greedy)
+        return cls(batch, [s for r in rounds for s in r.scores], monitored, [p for r in rounds for p in r.prompt_B], [g for r in rounds for g in r.group_B], greedy)
 
 
 def varied(groups: Sequence[Sequence[int]], scores: Sequence[Score]) -> list[bool]:

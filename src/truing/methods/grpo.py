@@ -46,7 +46,7 @@ def grpo(config: GRPO, folder: Path, *, seed: int, progress: Any = None) -> dict
             return run.done
         actor = open_actor(config, seed, folder, reference=config.kl.coef > 0)
         collector = Collector(config, actor, folder, seed)
-        walk = Walk(len(collector.prompts), seed, config.curriculum)
+        walk = Walk(len(collector.answering.records), seed, config.curriculum)
         updates = config.epochs * config.minibatches
         learner = Learner(
             actor.parameters(), lr=config.lr, total=config.steps * updates, warmup=config.warmup, schedule=config.schedule,

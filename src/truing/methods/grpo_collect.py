@@ -5,20 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from truing.config import GRPO
-from truing.data.prepare import read_records, render_all
-from truing.data.template import Renderer
 from truing.errors import RewardError
 from truing.methods.actor import Actor
+from truing.methods.answering import Answering
 from truing.methods.completions import read, rewards_of, score
 from truing.methods.curriculum import Walk
 from truing.methods.groups import Drawn, varied
 from truing.methods.rollout_record import Clock
 from truing.rewards.completions import Completions
-from truing.rollout.sampler import sample
-from truing.types import Prompt, Rollout, Score
+from truing.types import Rollout, Score
 
 
 class Collector:
@@ -26,10 +22,7 @@ class Collector:
 
     def __init__(self, config: GRPO, actor: Actor, folder: Path, seed: int) -> None:
         self.config, self.actor, self.seed = config, actor, seed
-        self.renderer = Renderer(actor.tokenizer)
-        fit = lambda r: self.renderer.prompt(r, config.max_length, config.max_new_tokens, actor.policy.backbone.context)  # noqa: E731
-        rows = render_all(read_records(config.prompts, "prompts", config.on_bad, folder), fit, config.on_bad, folder)
-        self.prompts: list[tuple[Prompt, list[int]]] = rows
+        self.answering = Answering(config, actor.tokenizer, actor.policy.backbone.context, folder)
 
     def collect(self, step: int, walk: Walk, version: int, clock: Clock) -> Drawn:
         """The step's completions, scored. With ``zero_variance: resample`` up to `resample_rounds` further draws fill the missing groups.
@@ -58,12 +51,12 @@ class Collector:
         texts = self._read(rollout, asked, outcomes)
         clock.lap("trunk")
         batch, scores, monitored = score(rollout, texts, self.actor, self.config)
-        prompt_B = [asked[i] for i in batch.kept]
+        prompt_B, group_B = [asked[i] for i in batch.kept], [(first + i) // self.config.group for i in batch.kept]
         greedy = self._greedy(chosen, step, first, version) if self.config.advantage == "greedy" else {}
         if len(greedy) < len(set(prompt_B)) and self.config.advantage == "greedy":
             raise RewardError("the reward of a greedy completion failed, and with it the baseline of its prompt; look at samples/ and at the reward")
         clock.lap("score")
-        return Drawn(batch, scores, monitored, prompt_B, greedy)
+        return Drawn(batch, scores, monitored, prompt_B, group_B, greedy)
 
     def _greedy(self, chosen: list[int], step: int, first: int, version: int) -> dict[int, float]:
         """The reward of each prompt's most likely completion."""
@@ -73,14 +66,11 @@ class Collector:
         return dict(zip((asked[i] for i in batch.kept), rewards_of(batch, scores, self.config).sum(-1).tolist(), strict=True))
 
     def _answers(self, asked: list[int], step: int, first: int, version: int, *, greedy: bool) -> tuple[Rollout, list[Score]]:
-        config = self.config
-        with torch.no_grad():
-            rollout = sample(
-                self.actor.policy, [self.prompts[i][1] for i in asked], max_new_tokens=config.max_new_tokens, temperature=0.0 if greedy else config.temperature,
-                stop_ids=self.renderer.stop_ids, seed=self.seed, step=step, version=version, samples=range(first, first + len(asked)),
-            )  # fmt: skip
-        return rollout, []
+        return self.answering.ask(
+            self.actor.policy, asked, temperature=0.0 if greedy else self.config.temperature, seed=self.seed, step=step, version=version,
+            samples=range(first, first + len(asked)),
+        )  # fmt: skip
 
     def _read(self, rollout: Rollout, asked: list[int], outcomes: list[Score]) -> Completions:
-        records = [self.prompts[i][0] for i in asked]
+        records = [self.answering.records[i] for i in asked]
         return read(rollout, [r.messages[-1].content for r in records], self.actor, self.config, [r.extra for r in records], outcomes)
