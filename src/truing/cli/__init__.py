@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from truing.cli import chat, data, env, lab, look, run, show, stages
+from truing.cli import chat, data, env, lab, look, run, show, stages, verify
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command("report", rich_help_panel=LOOK)(look.report)
 app.command("doctor", rich_help_panel=LOOK)(look.doctor)
 app.command("eval", rich_help_panel=LOOK)(stages.evaluate)
 app.command("chat", rich_help_panel=LOOK)(chat.chat)
+app.command("verify", rich_help_panel=CHECK)(verify.verify)
 data_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT, help="Look at data before training on it.")
 data_app.command("check")(data.check)
 app.add_typer(data_app, name="data", rich_help_panel=CHECK)

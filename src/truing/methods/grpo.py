@@ -24,6 +24,7 @@ from truing.learn.update import Learner, parts
 from truing.maths import kl
 from truing.maths.advantages import whiten
 from truing.maths.returns import discounted_returns
+from truing.methods import probes
 from truing.methods.actor import Actor, open_actor
 from truing.methods.completions import Batch, likelihood, put, rewards_of
 from truing.methods.curriculum import Walk
@@ -46,6 +47,7 @@ def grpo(config: GRPO, folder: Path, *, seed: int, progress: Any = None) -> dict
             return run.done
         actor = open_actor(config, seed, folder, reference=config.kl.coef > 0)
         collector = Collector(config, actor, folder, seed)
+        probes.check(actor.reward, collector.answering.records)
         walk = Walk(len(collector.answering.records), seed, config.curriculum)
         updates = config.epochs * config.minibatches
         learner = Learner(
@@ -71,7 +73,8 @@ def grpo(config: GRPO, folder: Path, *, seed: int, progress: Any = None) -> dict
             clock.lap("update")
 
             values = record(drawn, normalised, group_varied, used, before, seen, table, updated, config) | walk.metrics() | {"kl/coef": control.coef}
-            told = warn(run, step, values, drawn.batch, drawn.monitored, state["told"])
+            values |= probes.probe(actor, collector.answering.records, config) if step == 1 else {}
+            told = warn(run, step, values, drawn.batch, drawn.monitored, state["told"], probes.findings(values))
             news = told != state["told"]
             coef = control.after(values["kl/sequence"], len(drawn.batch)).coef if "kl/sequence" in values else control.coef
             state.update(kl_coef=coef, normaliser=normaliser.state(), told=told, walk=walk.state())

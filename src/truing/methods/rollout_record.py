@@ -39,9 +39,9 @@ def of_rollout(batch: Batch, scores: Sequence[Score], normalised: Normalised, mo
     }
 
 
-def warn(run: Run, step: int, values: Mapping[str, float], batch: Batch, monitored: Mapping[str, Sequence[Score]], told: Sequence[str]) -> list[str]:
+def warn(run: Run, step: int, values: Mapping[str, float], batch: Batch, monitored: Mapping[str, Sequence[Score]], told: Sequence[str], more: Sequence[Finding] = ()) -> list[str]:
     """Say at once, and once, what a person should not have to find in the report; returns everything that has been told by now."""
-    found: dict[str, str] = {}
+    found = {finding.name: finding.message for finding in more}
     if values["reward/score_std"] == 0 and step == 1 and len(batch) > 1:
         found["reward/equal"] = f"all rewards of the first rollout are {values['reward/proxy']:.4g}: nothing can be learned from equal rewards; look at samples/ and at the reward"
     if batch.failed:
@@ -68,7 +68,7 @@ class Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[f"seconds/{name}"], self.last = now - self.last, now
+        self.laps[f"seconds/{name}"], self.last = self.laps.get(f"seconds/{name}", 0.0) + now - self.last, now
 
     def phases(self, rollout: Rollout) -> dict[str, float]:
         return {**self.laps, "tokens_per_second": float(rollout.lengths_B.sum()) / (time.perf_counter() - self.start)}

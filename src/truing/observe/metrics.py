@@ -173,6 +173,7 @@ _ROWS = [
     Metric("curriculum/skipped_solved", "prompts", "prompts the walk passed by because their solve rate is at least curriculum.solved", None, YU, ("grpo",)),
     Metric("curriculum/skipped_hopeless", "prompts", "prompts the walk passed by because their solve rate is at most curriculum.hopeless", None, YU, ("grpo",)),
     Metric("curriculum/solve_rate", "share", "mean solve rate over the prompts visited so far, each a running mean over its own visits", None, OWN, ("grpo",)),
+    Metric("probe/<name>", "score", "what the reward paid before training, at step 1: for gold answers, the same after talk that fills max_new_tokens (overlong), after a loop (repetition), and for wrong answers in their form", None, OWN, ("grpo",)),
     Metric("reward/hidden_gap", "share", "share of visible tests passed less share of hidden tests passed: a program that solves the task has none",
            Healthy(None, 0.2, "the policy passes the tests it can know and not the others: it has learned the tests, not the task. Reward hidden tests, or write more of them"), OWN, ("grpo",)),
     # timings: no part of exact resume
