@@ -19,6 +19,22 @@ Row = Mapping[str, Any]
 
 VERIFIERS: dict[str, str] = {
     # name -> "module:Class" below truing.rewards.verifiers
+    "exact": "exact:Exact",
+    "normalised": "exact:Normalised",
+    "numeric": "numeric:Numeric",
+    "choice": "choice:Choice",
+    "math": "maths:Math",
+    "code": "code:Code",
+    "program": "program:Program",
+    "format": "tags:Format",
+    "regex": "pattern:Regex",
+    "json": "json_schema:JsonSchema",
+    "instructions": "instructions:Instructions",
+    "reasoning_gym": "reasoning:ReasoningGym",
+    "sat": "formal_sat:Sat",
+    "smt": "formal_smt:Smt",
+    "lean": "formal_proofs:Lean",
+    "coq": "formal_proofs:Coq",
 }
 
 
