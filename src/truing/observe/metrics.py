@@ -139,7 +139,7 @@ _ROWS = [
            Healthy(0.1, None, "the policy has become nearly deterministic: exploration is over. Raise the KL coefficient or the entropy bonus"), PPO, _RL),
     Metric("policy/first_ratio_error", "ratio", "largest |ratio - 1| in the first minibatch after sampling, before any update: 0 by definition",
            Healthy(0.0, 0.0, _MISTRUST, "every", "error"), DETAILS, _RL),
-    Metric("policy/updates", "updates", "optimiser steps made of the rollout's planned epochs x minibatches", Healthy(1.0, None, "no update was made of the rollout: kl.stop is too small", "every"), DETAILS, _RL),
+    Metric("policy/updates", "updates", "optimiser steps made of the rollout's planned epochs x minibatches", Healthy(1.0, None, "no update was made of the rollout: no group's rewards differ, or kl.stop is too small", "every"), DETAILS, _RL),
     Metric("policy/stopped", "0 or 1", "1 when kl.stop ended the rollout's updates early",
            Healthy(0.0, 0.5, "most rollouts are cut short by kl.stop, and their later minibatches taught nothing; lower lr or epochs so that the planned updates are made"), DETAILS, ("ppo",)),
     Metric("value/loss", "score squared", "clipped squared error of the value head, mean over the trained tokens", None, PPO, ("ppo",)),

@@ -1,6 +1,6 @@
 """The verdict: did it work? One sentence with its interval, and the numbers it rests on.
 
-The judge is independent: its scores were never trained on. It is the score that the evaluation names (``verdict_score``),
+The judge is independent: its scores were never trained on; or it checks answers, and prompts that were held out are enough. It is the score that the evaluation names (``verdict_score``),
 else the one called "gold", else the first one beside the proxy. "It worked" needs the judge's 95% interval above zero and none of the caveats below.
 """
 
