@@ -48,6 +48,8 @@ LIGHT = ("truing", "truing.config", "truing.errors", "truing.types", "truing.cli
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FILE_LINES = 400
 FUNCTION_LINES = 80
+# The one program that is made to run a model's text as code; it is handed into the sandbox and runs nowhere else.
+RUNS_CODE = {"truing.rewards.sandbox.server": ("exec", "compile")}
 LONG_FUNCTIONS: dict[str, str] = {}  # "truing.room.file.function": why it may be longer
 
 
@@ -117,7 +119,7 @@ def dangerous(module: str, tree: ast.AST) -> list[str]:
             if isinstance(node, ast.ImportFrom) and node.module == "torch" and any(a.name in ("load", "save") for a in node.names):
                 found.append((node.lineno, "torch.load and torch.save are pickle"))
         elif isinstance(node, ast.Call):
-            found += [(node.lineno, problem) for problem in _dangerous_call(node)]
+            found += [(node.lineno, problem) for problem in _dangerous_call(node) if ast.unparse(node.func) not in RUNS_CODE.get(module, ())]
     return [f"{module}:{line}: {problem}" for line, problem in found]
 
 
@@ -352,6 +354,13 @@ def test_heavy_at_import_catches(module, source, caught):
 )
 def test_dangerous_catches(source, caught):
     assert bool(dangerous("truing.models.load", ast.parse(source))) is caught
+
+
+def test_only_the_sandboxed_program_runs_text_as_code():
+    (module,) = RUNS_CODE
+    assert not dangerous(module, ast.parse("exec(compile(text, 'a', 'exec'))"))
+    assert dangerous(module, ast.parse("eval(text)")) and dangerous(module, ast.parse("os.system(text)"))
+    assert dangerous("truing.rewards.sandbox.sandbox", ast.parse("exec(text)"))
 
 
 def test_too_long_catches():

@@ -24,7 +24,7 @@ from sympy.parsing import sympy_parser
 
 from truing.rewards.verifiers.limits import limit_memory, processor_time
 
-SECONDS = 4.0  # of processor time an answer
+SECONDS = 3.0  # of processor time an answer
 
 limit_memory()
 
