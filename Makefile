@@ -22,7 +22,7 @@ help:
 	@echo "make test      the fast tests         make test-all  the slow ones too"
 	@echo "make check     lint, types, house rules"
 	@echo "make mutate    break the mathematics in every small way; a test must fail each time (ARGS='kl planning' for some files)"
-	@echo "make bench     decoding beside transformers' generate, PPO beside Stable-Baselines3, as JSON"
+	@echo "make bench     decoding beside transformers' generate, PPO beside Stable-Baselines3, the sandbox beside plain python, as JSON"
 	@echo "make clean     remove .venv and build products; runs/ stays"
 
 install: $(STAMP)
@@ -55,6 +55,7 @@ mutate: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/classic.py
+	$(BIN)/python benchmarks/sandbox.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -197,6 +197,16 @@ def test_soft_penalty_of_long_completions() -> None:
     assert past.advantages[:, 0].tolist() == pytest.approx([(r - mean) / std for r in rewards], abs=1e-5)
 
 
+def test_completions_that_the_policy_has_left_are_masked() -> None:
+    """Mean log pi_old - log pi of the four: 0.05, 0.4, -0.1, -0.2. Only the second has a negative advantage and exceeds 0.3."""
+    masked = float(hand.loss(hand.options("dr_grpo", mask_beyond=0.3)))
+    expected = sum(clipped(i, t, CENTRED[i], 0.2, 0.2) for i, t in tokens() if i != 1) / (4 * 5)
+    assert masked == pytest.approx(expected, abs=1e-6)
+    assert float(hand.loss(hand.options("dr_grpo", mask_beyond=0.41))) == pytest.approx(dr_grpo(), abs=1e-6)  # nobody is that far
+    best = hand.drawn(rewards=(0.0, 1.0, 0.0, 1.0))  # now the second one's advantage is positive, and it stays
+    assert float(hand.loss(hand.options("dr_grpo", mask_beyond=0.3), best)) == pytest.approx(float(hand.loss(hand.options("dr_grpo"), best)))
+
+
 def test_a_completion_whose_companions_failed_has_no_advantage() -> None:
     found = hand.drawn(rewards=(1.0, 0.0, 1.0), lengths=(2, 1, 3), prompts=(0, 0, 1))
     past, _ = hand.before(hand.options("dr_grpo"), found, old=None, ref=None)

@@ -96,6 +96,7 @@ class GRPO(Stage):
     overlong: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="the last share of max_new_tokens over which a soft penalty falls from 0 to -1 (DAPO); null has none")
     curriculum: Curriculum = Curriculum()
     sampler_cap: Annotated[float, Field(ge=1)] | None = Field(2.0, description="weight each token by pi_trainer / pi_sampler, at most this, when their numbers differ; null does not correct")
+    mask_beyond: Annotated[float, Field(gt=0)] | None = Field(None, description="leave out completions of negative advantage that the policy has already left by more than this many nats a token (DeepSeek-V3.2); 0.5 is usual, null keeps all")
     max_new_tokens: Positive = Field(64, description="a completion that is longer is cut off")
     temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of sampling, and of every log-probability")
 
@@ -130,6 +131,10 @@ class GRPO(Stage):
             raise ValueError("clip_low: null is for clip: weight; the surrogate needs both bounds")
         if self.std_floor is not None and self.advantage != "standardised":
             raise ValueError(f"std_floor bounds the spread that standardised divides by, and advantage: {self.advantage} divides by none of a group; leave it out")
+        if self.advantage == "best" and self.kl.coef > 0 and self.kl.place == "reward":
+            raise ValueError("advantage: best imitates what scored best, so a penalty in the reward has nothing to act on; use kl.place: loss_k2, or kl.coef=0")
+        if self.advantage == "greedy" and (self.scores.normalise != "none" or self.scores.clip is not None):
+            raise ValueError("advantage: greedy compares with the greedy completion's score as it is; use scores.normalise: none and scores.clip: null")
         if self.kl.target is not None and self.kl.coef == 0:
             raise ValueError("kl.coef=0 stays 0 whatever kl.target asks; set kl.coef above 0, or kl.target: null")
         if self.kl.target is not None and self.batch_size > self.kl.horizon:

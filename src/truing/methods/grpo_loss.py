@@ -43,6 +43,8 @@ def token_losses(logp: Tensor, entropy: Tensor, before: Before, counted: Tensor,
     loss = surrogate(logp, old, before.advantages, counted, config, seen)
     if config.sampler_cap is not None:
         loss = truncated_importance(old, before.sampler_logp, config.sampler_cap) * loss
+    if config.mask_beyond is not None:
+        loss = loss * ~left_behind(logp, old, before.advantages, counted, config.mask_beyond)[:, None]
     seen.add(logp=logp[counted], logp_old=old[counted], surrogate=loss[counted], entropy=entropy[counted], mismatch=(old - before.sampler_logp)[counted])
     if before.leash and before.logp_ref is not None:
         away = divergence(logp, old, before, config)
@@ -69,6 +71,14 @@ def surrogate(logp: Tensor, old: Tensor, advantages: Tensor, counted: Tensor, co
     if config.clip == "weight":
         return cispo(now, past, advantages, clip_low=config.clip_low, clip_high=config.clip_high)
     return clipped_surrogate(now, past, advantages, low, config.clip_high)
+
+
+def left_behind(logp: Tensor, old: Tensor, advantages: Tensor, counted: Tensor, limit: float) -> Tensor:
+    """True for completions of negative advantage whose mean ``log pi_old - log pi`` exceeds the limit, ``[b]``: the policy has turned away
+    from them, and pushing further costs what it can do elsewhere. Source: DeepSeek-AI 2025, V3.2, off-policy sequence masking."""
+    tokens = counted.sum(-1).clamp(min=1)
+    mean = lambda x: torch.where(counted, x, 0.0).sum(-1) / tokens  # noqa: E731
+    return (mean(advantages) < 0) & (mean((old - logp).detach()) > limit)
 
 
 def divergence(logp: Tensor, old: Tensor, before: Before, config: GRPO) -> Tensor:
