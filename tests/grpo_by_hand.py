@@ -10,8 +10,8 @@ from torch import Tensor
 import ppo_tiny
 from truing.config import GRPO
 from truing.methods import grpo as page
-from truing.methods.grpo_loss import Before, reduced, token_losses
 from truing.methods.groups import Drawn
+from truing.methods.grpo_loss import Before, reduced, token_losses
 from truing.methods.ppo_update import Seen
 from truing.types import Score
 

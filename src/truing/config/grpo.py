@@ -73,7 +73,7 @@ class GRPO(Stage):
     prompts: str = Field(description="prompts: a file, a hub id, or tasks such as reasoning-gym:chain_sum(size=500)")
     reward: str = Field("verified()", description="an expression, as in ppo; verified() is what the verifier that each row names makes of the completion")
     monitors: dict[str, str] = Field({}, description="name -> scorer, written like reward: logged beside the reward at every step, never trained on")
-    environment: str | None = Field(None, description="calculator, gymnasium:ID, verifiers:NAME or module:Class: completions become episodes of several turns, and environment() is a reward")
+    environment: Annotated[str, Field(min_length=1)] | None = Field(None, description="calculator, gymnasium:ID, verifiers:NAME or module:Class: completions become episodes of several turns, and environment() is a reward")
     max_turns: Positive = Field(4, description="of an episode; needs environment")
     scores: GroupScores = GroupScores()
     steps: Positive = Field(100, description="rollouts; each is followed by epochs x minibatches updates")
@@ -125,6 +125,8 @@ class GRPO(Stage):
 
     @model_validator(mode="after")
     def _agrees(self) -> GRPO:
+        if self.environment is None and self.max_turns != GRPO.model_fields["max_turns"].default:
+            raise ValueError(f"max_turns={self.max_turns} counts the turns of an episode, and there is no environment; set environment, or leave max_turns out")
         if self.ratio == "none" and self.clip != "none":
             raise ValueError(f"clip: {self.clip} bounds a ratio and ratio: none has none; use clip: none, or ratio: token")
         if self.clip == "surrogate" and self.clip_low is None:

@@ -27,7 +27,6 @@ from truing.methods.roles_of_ppo import Roles, open_roles
 from truing.rollout.sampler import sample
 from truing.types import Rollout, Score
 
-
 R = TypeVar("R", bound=Actor, covariant=True)
 
 

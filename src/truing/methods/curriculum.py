@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from truing.config.grpo import Curriculum
-from truing.data.batches import walk
+from truing.data.batches import epoch_order
 
 MEMORY = 0.5  # weight of the last visit in a prompt's solve rate: the policy changes, so old visits fade
 
@@ -23,6 +24,7 @@ class Walk:
     Attributes:
         at: prompts that the walk has passed.
         known: prompt -> [completions seen, solve rate, times left out since it was last tried].
+        skipped: prompts left out since `restore`, that is within a step.
     """
 
     prompts: int
@@ -35,11 +37,10 @@ class Walk:
     def next(self, count: int) -> list[int]:
         """The next prompts. After a whole epoch in which too few are left, the rest is taken as it comes."""
         chosen: list[int] = []
-        self.skipped = {"solved": 0, "hopeless": 0}
         passed = 0
         while len(chosen) < count:
+            prompt = _order(self.prompts, self.seed, self.at // self.prompts)[self.at % self.prompts]
             self.at += 1
-            (prompt,) = walk(self.prompts, 1, self.at, self.seed, "grpo")
             why = self.why_not(prompt) if passed < self.prompts else None
             passed += 1
             if why is None:
@@ -78,3 +79,10 @@ class Walk:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.at, self.known = state["at"], {int(k): list(v) for k, v in state["known"].items()}
+        self.skipped = {"solved": 0, "hopeless": 0}
+
+
+@lru_cache(maxsize=2)
+def _order(prompts: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """An epoch's order, kept: the walk passes the prompts one by one, most of them at once when most are left out."""
+    return tuple(epoch_order(prompts, seed, epoch, "grpo"))

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from truing.config import GRPO
 from truing.maths.advantages import best_of_group, group_centred, group_standardised, leave_one_out
-from truing.methods.completions import Batch
+from truing.methods.completions import Batch, rewards_of
 from truing.models.pack import Pack
 from truing.rewards.completions import Completions
+from truing.rewards.shaping import soft_overlong
 from truing.types import Rollout, Score
 
 
@@ -53,14 +54,23 @@ def varied(groups: Sequence[Sequence[int]], scores: Sequence[Score]) -> list[boo
     return [any(scores[row].value != scores[rows[0]].value for row in rows) for rows in groups]
 
 
+def outcome(batch: Batch, scores: Sequence[Score], config: GRPO) -> Tensor:
+    """The reward of each completion, ``[B]``: its score, and the soft penalty of one that is nearly or quite too long."""
+    rewards = rewards_of(batch, scores, config).sum(-1)
+    if config.overlong is not None:
+        margin = max(1, round(config.overlong * config.max_new_tokens))
+        rewards = rewards + torch.tensor([soft_overlong(n, config.max_new_tokens, margin) for n in batch.texts.lengths])
+    return rewards
+
+
 def advantages(rewards_B: Tensor, groups: Sequence[Sequence[int]], config: GRPO, baseline_B: Tensor | None = None) -> Tensor:
     """One number a completion, ``[B]``, under ``config.advantage``: each group by itself, whatever its size.
 
     A group of one, whose other completions have no usable reward, has nothing to be compared with: 0. ``baseline_B`` is the
-    reward of the prompt's greedy completion, for `greedy`. ("batch" is made of tokens, not of completions: see `grpo.advantage`.)
+    reward of the prompt's greedy completion, for `greedy`; NaN where there is none, and the advantage is 0. ("batch" is made of tokens, not of completions: see `grpo.advantage`.)
     """
     if config.advantage == "greedy":
-        return rewards_B - (torch.zeros_like(rewards_B) if baseline_B is None else baseline_B)
+        return rewards_B if baseline_B is None else torch.where(baseline_B.isnan(), 0.0, rewards_B - baseline_B)
     out = torch.zeros_like(rewards_B)
     for rows in map(list, groups):
         if len(rows) > 1:

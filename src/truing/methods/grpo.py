@@ -8,6 +8,7 @@ model either. GRPO, RLOO, REINFORCE++, ReMax, Dr. GRPO, DAPO, GSPO, CISPO and ex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from truing.methods import probes
 from truing.methods.actor import Actor, open_actor
 from truing.methods.completions import Batch, likelihood, put, rewards_of
 from truing.methods.curriculum import Walk
-from truing.methods.groups import Drawn, advantages, varied
+from truing.methods.groups import Drawn, advantages, outcome, varied
 from truing.methods.grpo_collect import Collector
 from truing.methods.grpo_loss import Before, grid, reduced, token_losses
 from truing.methods.grpo_record import record
@@ -36,7 +37,6 @@ from truing.methods.ppo_update import Seen, minibatches
 from truing.methods.rollout_record import Clock, warn
 from truing.models.roles import save_role
 from truing.rewards.normalise import Normaliser
-from truing.rewards.shaping import soft_overlong
 from truing.types import Score
 
 
@@ -47,7 +47,9 @@ def grpo(config: GRPO, folder: Path, *, seed: int, progress: Any = None) -> dict
             return run.done
         actor = open_actor(config, seed, folder, reference=config.kl.coef > 0)
         collector = Collector(config, actor, folder, seed)
-        probes.check(actor.reward, collector.answering.records)
+        places = probes.check(actor.reward, collector.answering.records)
+        for place in places if run.progress else ():
+            run.progress.note(place)
         walk = Walk(len(collector.answering.records), seed, config.curriculum)
         updates = config.epochs * config.minibatches
         learner = Learner(
@@ -65,7 +67,8 @@ def grpo(config: GRPO, folder: Path, *, seed: int, progress: Any = None) -> dict
             shaped, normalised = normaliser.apply_scores(drawn.scores)
             used, groups, group_varied = usable(drawn, shaped, config)
             plan = [[[used[i] for i in rows] for rows in minibatches(len(used), config.minibatches, seed, step, e)] for e in range(config.epochs)] if used else []
-            seen = look(drawn.batch, actor, config, plan, learner.micro_tokens)
+            before = advantage(drawn, shaped, used, groups, Looked(), config, control.coef)
+            seen = look(drawn, actor, config, plan, before, learner.micro_tokens)
             clock.lap("reference")
             before = advantage(drawn, shaped, used, groups, seen, config, control.coef)
             table = Seen()
@@ -80,6 +83,8 @@ def grpo(config: GRPO, folder: Path, *, seed: int, progress: Any = None) -> dict
             state.update(kl_coef=coef, normaliser=normaliser.state(), told=told, walk=walk.state())
             run.log("metrics", step, values)
             run.log("timing", step, clock.phases(drawn.batch.rollout))
+            if places:
+                run.log("session", step, {"code runs in": places.pop()})
             if news or step == 1 or step % config.save_every == 0 or step == config.steps:
                 run.samples(step, drawn.batch.rows(drawn.scores))
             if run.progress:
@@ -110,15 +115,6 @@ def usable(drawn: Drawn, scores: Sequence[Score], config: GRPO) -> tuple[list[in
     return rows, groups, differ
 
 
-def outcome(batch: Batch, scores: Sequence[Score], config: GRPO) -> Tensor:
-    """The reward of each completion, ``[B]``: its score, and the soft penalty of one that is nearly or quite too long."""
-    rewards = rewards_of(batch, scores, config).sum(-1)
-    if config.overlong is not None:
-        margin = max(1, round(config.overlong * config.max_new_tokens))
-        rewards = rewards + torch.tensor([soft_overlong(n, config.max_new_tokens, margin) for n in batch.texts.lengths])
-    return rewards
-
-
 @dataclass(frozen=True)
 class Looked:
     """Log-probabilities under the weights that sampled, ``[B, T]``; None where nobody needs them."""
@@ -128,22 +124,32 @@ class Looked:
 
 
 @torch.no_grad()
-def look(batch: Batch, actor: Actor, config: GRPO, plan: list[list[list[int]]], micro_tokens: int) -> Looked:
-    """Policy and reference on the rows of the plan, in the very parts the first epoch uses, so its first ratio is exactly 1.
+def look(drawn: Drawn, actor: Actor, config: GRPO, plan: list[list[list[int]]], before: Before, micro_tokens: int) -> Looked:
+    """Policy and reference on the rows that will be read, in the very parts the first epoch uses, so its first ratio is exactly 1.
 
-    A rollout that gets a single update and has no reference needs neither: its ratio is 1 by construction.
+    A rollout that gets a single update and has no reference needs neither: its ratio is 1 by construction. ``before`` has the
+    advantages without a penalty: they say what will be read where there is no reference.
     """
     if not plan or (sum(map(len, plan)) == 1 and actor.reference is None):
         return Looked()
-    trained = batch.rollout.trained_BT
+    batch, trained = drawn.batch, drawn.batch.rollout.trained_BT
+    wanted = [rows if actor.reference is not None else teaches(rows, before, config) for rows in plan[0]]
+    if actor.reference is not None and config.kl.place == "reward":
+        wanted.append(beside(drawn.groups(), plan[0]))
     logp, logp_ref = torch.zeros(trained.shape), torch.zeros(trained.shape)
     with actor.reading_reference():
-        for part in (part for rows in plan[0] for part in parts(rows, batch.tokens, micro_tokens)):
+        for part in (part for rows in wanted for part in parts(rows, batch.tokens, micro_tokens)):
             pack, positions = batch.pack(part)
             for grid_BT, role in ((logp, actor.policy), (logp_ref, actor.reference)):
                 if role is not None:
                     put(grid_BT, likelihood(role, role.hidden(pack)[positions], pack, positions, config).logp, part, trained)
     return Looked(logp, logp_ref if actor.reference is not None else None)
+
+
+def beside(groups: Sequence[Sequence[int]], planned: Sequence[Sequence[int]]) -> list[int]:
+    """Completions that nothing is learned from, in groups that are: their rewards are compared, so they need their penalty too."""
+    used = {row for rows in planned for row in rows}
+    return [row for group in groups if used.intersection(group) for row in group if row not in used]
 
 
 def advantage(drawn: Drawn, scores: Sequence[Score], used: list[int], groups: list[list[int]], seen: Looked, config: GRPO, coef: float) -> Before:
@@ -162,7 +168,7 @@ def advantage(drawn: Drawn, scores: Sequence[Score], used: list[int], groups: li
         token_rewards[torch.arange(len(batch)), batch.rollout.lengths_B - 1] += rewards - token_rewards.sum(-1)
         whole = to_go(token_rewards - in_reward)
     else:
-        baseline = torch.tensor([drawn.greedy[p] for p in drawn.prompt_B]) if config.advantage == "greedy" else None
+        baseline = torch.tensor([drawn.greedy.get(p, math.nan) for p in drawn.prompt_B]) if config.advantage == "greedy" else None
         whole = (advantages(rewards - in_reward.sum(-1), groups, config, baseline)[:, None] * trained).float()
     if config.advantage in ("batch", "centred_batch") and counted.any():
         scale = float(torch.rsqrt(whole[counted].var() + 1e-8)) if counted.sum() > 1 else 1.0
@@ -194,10 +200,14 @@ def update(learner: Learner, actor: Actor, batch: Batch, before: Before, plan: l
 
 
 def teaches(rows: Sequence[int], before: Before, config: GRPO) -> list[int]:
-    """The rows with a gradient: all under a penalty or bonus in the loss, else those whose advantage is not zero."""
+    """The rows that are read, none when there is no gradient: those whose advantage is not zero; all under an entropy bonus or a penalty.
+
+    A penalty in the reward needs no others, but `look` read all in order to know it, and what it read is read again in the same parts.
+    """
     if before.leash or config.entropy:
         return list(rows)
-    return [row for row in rows if bool(before.advantages[row].any())]
+    found = [row for row in rows if bool(before.advantages[row].any())]
+    return list(rows) if found and config.kl.coef > 0 else found
 
 
 def learn(learner: Learner, actor: Actor, batch: Batch, before: Before, rows: Sequence[int], taught: list[int], config: GRPO, seen: Seen) -> dict[str, float]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from truing.config import GRPO
-from truing.errors import RewardError
 from truing.methods.actor import Actor
 from truing.methods.answering import Answering
-from truing.methods.completions import read, rewards_of, score
+from truing.methods.completions import read, score
 from truing.methods.curriculum import Walk
-from truing.methods.groups import Drawn, varied
+from truing.methods.groups import Drawn, outcome, varied
 from truing.methods.rollout_record import Clock
 from truing.rewards.completions import Completions
 from truing.types import Rollout, Score
@@ -32,9 +32,11 @@ class Collector:
         config = self.config
         wanted = config.batch_size // config.group
         rounds: list[Drawn] = []
-        missing = wanted
+        missing, asked = wanted, 0
         for _ in range(1 + (config.resample_rounds if config.zero_variance == "resample" else 0)):
-            rounds.append(self._round(step, walk.next(missing), sum(len(r.batch.kept) + len(r.batch.failed) for r in rounds), version, clock))
+            chosen = walk.next(missing)
+            rounds.append(self._round(step, chosen, asked, version, clock))
+            asked += len(chosen) * config.group
             visited: dict[int, list[float]] = {}
             for prompt, found in zip(rounds[-1].prompt_B, rounds[-1].scores, strict=True):
                 visited.setdefault(prompt, []).append(found.value)
@@ -52,18 +54,19 @@ class Collector:
         clock.lap("trunk")
         batch, scores, monitored = score(rollout, texts, self.actor, self.config)
         prompt_B, group_B = [asked[i] for i in batch.kept], [(first + i) // self.config.group for i in batch.kept]
-        greedy = self._greedy(chosen, step, first, version) if self.config.advantage == "greedy" else {}
-        if len(greedy) < len(set(prompt_B)) and self.config.advantage == "greedy":
-            raise RewardError("the reward of a greedy completion failed, and with it the baseline of its prompt; look at samples/ and at the reward")
+        greedy: dict[int, float] = {}
+        if self.config.advantage == "greedy":
+            greedy, failed = self._greedy(chosen, step, first, version)
+            batch = replace(batch, failed=(*batch.failed, *failed))
         clock.lap("score")
         return Drawn(batch, scores, monitored, prompt_B, group_B, greedy)
 
-    def _greedy(self, chosen: list[int], step: int, first: int, version: int) -> dict[int, float]:
-        """The reward of each prompt's most likely completion."""
+    def _greedy(self, chosen: list[int], step: int, first: int, version: int) -> tuple[dict[int, float], tuple[dict[str, Any], ...]]:
+        """The reward of each prompt's most likely completion; and those whose reward failed, which leave their prompt without a baseline."""
         asked = list(dict.fromkeys(chosen))
         rollout, outcomes = self._answers(asked, step, first, version, greedy=True)
         batch, scores, _ = score(rollout, self._read(rollout, asked, outcomes), replace(self.actor, monitors={}), self.config)
-        return dict(zip((asked[i] for i in batch.kept), rewards_of(batch, scores, self.config).sum(-1).tolist(), strict=True))
+        return dict(zip((asked[i] for i in batch.kept), outcome(batch, scores, self.config).tolist(), strict=True)), batch.failed
 
     def _answers(self, asked: list[int], step: int, first: int, version: int, *, greedy: bool) -> tuple[Rollout, list[Score]]:
         return self.answering.ask(

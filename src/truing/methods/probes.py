@@ -29,10 +29,18 @@ def verified_in(scorer: Scorer) -> Iterator[Verified]:
         yield from (s for s in scorer.scorers.values() if isinstance(s, Verified))
 
 
-def check(reward: Scorer, records: Sequence[Prompt]) -> None:
-    """Every verifier of the reward on its own gold and wrong answers. Raises DataError that names the first row that disagrees."""
+def check(reward: Scorer, records: Sequence[Prompt]) -> list[str]:
+    """Every verifier of the reward on its own gold and wrong answers, and what those that run code say of the place where they do.
+
+    Raises DataError that names the first row that disagrees.
+    """
+    said: list[str] = []
     for verified in verified_in(reward):
         selfcheck(records, verified.by)
+        for verifier in {id(v): v for v in map(verified.of, (r.extra for r in records))}.values():
+            describe = getattr(verifier, "describe", None)
+            said += [describe()] if describe else []
+    return list(dict.fromkeys(said))
 
 
 def probe(actor: Actor, records: Sequence[Prompt], config: GRPO) -> dict[str, float]:

@@ -90,7 +90,7 @@ def prove(prompts: Sequence[Prompt], by: str | None = None, tell: Callable[[int]
         try:
             verifier = verified.of(prompt.extra)
         except DataError as error:
-            found.append(Disagreement(prompt.source, str(by or prompt.extra.get("verifier")), "row", "", str(error)))
+            found.append(Disagreement(prompt.source, str(by or prompt.extra.get("verifier") or "verified"), "row", "", str(error).removeprefix("verified(): ")))
             continue
         found += _row(verifier, prompt, tallies.setdefault(verifier.name, Tally()))
         tell(done)

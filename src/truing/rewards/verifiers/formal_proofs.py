@@ -16,6 +16,7 @@ from pathlib import Path
 
 from truing.errors import ConfigError
 from truing.rewards.completions import failed
+from truing.rewards.verifiers.final import said as spoken
 from truing.rewards.verifiers.programs import Done, run
 from truing.rewards.verifiers.reading import BadColumn, gold_text, last_tag, number, text
 from truing.rewards.verifiers.verifier import Row
@@ -177,6 +178,7 @@ class Coq(Prover):
 
 def proof_in(said: str) -> str:
     """The proof: of "Here it is: <answer>by rfl</answer>" it is "by rfl". Lean's ``:=`` before it is left out."""
+    said = spoken(said)
     tagged = last_tag(said, "answer")
     bare = (said if tagged is None else tagged).strip()
     fenced = _FENCED.fullmatch(bare)

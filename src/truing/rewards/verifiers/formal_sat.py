@@ -9,6 +9,7 @@ from pathlib import Path
 
 from truing.rewards.completions import failed
 from truing.rewards.verifiers import cnf
+from truing.rewards.verifiers.final import said as spoken
 from truing.rewards.verifiers.programs import run
 from truing.rewards.verifiers.reading import BadColumn, gold_text, last_tag, number, text
 from truing.rewards.verifiers.verifier import Row
@@ -70,6 +71,7 @@ class Sat:
 
 
 def _lines(said: str) -> list[str]:
+    said = spoken(said)
     tagged = last_tag(said, "answer")
     lines = (line.strip() for line in (said if tagged is None else tagged).splitlines())
     return [line for line in lines if line and line != "c" and not line.startswith("c ")]

@@ -12,6 +12,7 @@ from truing.errors import MissingExtraError
 from truing.rewards.completions import failed
 from truing.rewards.process import Died, Refused
 from truing.rewards.verifiers.bounded import Bounded
+from truing.rewards.verifiers.final import said as spoken
 from truing.rewards.verifiers.reading import BadColumn, gold_text, last_tag, number, option, text
 from truing.rewards.verifiers.verifier import Row
 from truing.types import Score, Status
@@ -71,6 +72,7 @@ class Smt:
         return Score(found[0], {"smt": found[0]}, Status.OK if found[0] == 1 else Status.WRONG)
 
     def _given(self, said: str, verdict: bool) -> str:
+        said = spoken(said)
         tagged = last_tag(said, "answer")
         bare = (said if tagged is None else tagged).strip()
         if verdict:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from truing.rewards.completions import failed
 from truing.rewards.verifiers.constraints import CONSTRAINTS, Arguments
+from truing.rewards.verifiers.final import said as spoken
 from truing.rewards.verifiers.reading import BadColumn, credit, gold_text
 from truing.rewards.verifiers.verifier import Row
 from truing.types import Score, Status
@@ -28,8 +29,8 @@ class Instructions:
 
     def _score(self, text: str, row: Row) -> Score:
         try:
-            wanted, pay = _wanted(row), credit(row)
-            followed = [CONSTRAINTS[kind](text, arguments) and bool(text.strip()) for kind, arguments in wanted]
+            wanted, pay, said = _wanted(row), credit(row), spoken(text)
+            followed = [CONSTRAINTS[kind](said, arguments) and bool(said.strip()) for kind, arguments in wanted]
         except BadColumn as error:
             return failed(Status.UNPARSED, f"instructions: {error}")
         share = sum(followed) / len(followed)

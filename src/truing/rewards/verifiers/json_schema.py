@@ -11,6 +11,7 @@ from typing import Any
 from truing.errors import MissingExtraError
 from truing.rewards.completions import failed
 from truing.rewards.verifiers.bounded import Bounded
+from truing.rewards.verifiers.final import said as spoken
 from truing.rewards.verifiers.reading import BadColumn, last_tag, option, tag
 from truing.rewards.verifiers.verifier import Row
 from truing.types import Score, Status
@@ -152,7 +153,8 @@ def _schema(row: Row) -> Any:
 
 def _unfenced(text: str, row: Row) -> str:
     fence = option(row, "fence", ("allow", "require", "forbid"), "allow")
-    found = text if row.get("tag") is None else last_tag(text, tag(row["tag"], "tag"))
+    said = spoken(text)
+    found = said if row.get("tag") is None else last_tag(said, tag(row["tag"], "tag"))
     if found is None:
         raise NotJson("no such tag")
     match = _FENCED.fullmatch(found.strip()) if fence != "forbid" else None

@@ -7,6 +7,7 @@ from typing import Any
 
 from truing.rewards.completions import failed
 from truing.rewards.verifiers.bounded import Bounded
+from truing.rewards.verifiers.final import said as spoken
 from truing.rewards.verifiers.reading import BadColumn, gold_text, last_tag, option, tag, text
 from truing.rewards.verifiers.verifier import Row
 from truing.types import Score, Status
@@ -64,4 +65,5 @@ def _item(row: Row) -> dict[str, Any]:
 
 
 def _read(text: str, row: Row) -> str | None:
-    return text.strip() if row.get("tag") is None else last_tag(text, tag(row["tag"], "tag"))
+    said = spoken(text)
+    return said.strip() if row.get("tag") is None else last_tag(said, tag(row["tag"], "tag"))

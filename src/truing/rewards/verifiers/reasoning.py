@@ -10,6 +10,7 @@ from typing import Any
 from truing.errors import MissingExtraError
 from truing.rewards.completions import failed
 from truing.rewards.verifiers.bounded import Bounded
+from truing.rewards.verifiers.final import said as spoken
 from truing.rewards.verifiers.reading import BadColumn, credit, last_tag, text
 from truing.rewards.verifiers.verifier import Row
 from truing.types import Score, Status
@@ -71,10 +72,10 @@ class ReasoningGym:
 
 def answer_in(text: str, row: Row) -> str:
     """What is scored. Example: of "4 + 3 is 7.\\nAnswer: 7" it is "7", when the gold answer has one line."""
-    tagged = last_tag(text, "answer")
+    said, gold = spoken(text).strip(), row.get("answer")
+    tagged = last_tag(said, "answer")
     if tagged is not None:
         return tagged
-    said, gold = text.strip(), row.get("answer")
     if isinstance(gold, str):
         said = "\n".join(said.split("\n")[-len(gold.strip().split("\n")) :]).strip()
     return _LEAD.sub("", said, count=1).strip() if _LEAD.match(said) else said

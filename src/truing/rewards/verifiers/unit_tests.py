@@ -63,6 +63,10 @@ class UnitTests:
     def __init__(self, sandbox: Sandbox | None = None) -> None:
         self.sandbox = sandbox or shared()  # refuses now, not in the middle of a run
 
+    def describe(self) -> str:
+        """Where code runs, for a run's header and its report."""
+        return self.sandbox.describe()
+
     def __call__(self, texts: Sequence[str], rows: Sequence[Row]) -> list[Score]:
         jobs: list[Job] = []
         plans: list[tuple[list[Case], range] | BadRow] = []
