@@ -34,7 +34,7 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "minibatches that do not divide": ({"batch_size": 8, "group": 4, "minibatches": 3}, r"batch_size=8 is not a multiple of minibatches=3"),
     "a group of one": ({"group": 1}, "group=1 makes every advantage zero.*use 2 or more"),
     "a group of none": ({"group": 0}, "group=0: .*greater than or equal to 1"),
-    "a comparison within one": ({"advantage": "greedy", "group": 1, "zero_variance": "drop"}, "group=1 has nothing to compare; use zero_variance: keep"),
+    "a comparison of no use": ({"advantage": "greedy", "zero_variance": "drop"}, "is for baselines of groups.*use zero_variance: keep"),
     "a floor of 0": ({"std_floor": 0}, "std_floor=0: .*greater than 0"),
     "a floor that nothing is divided by": ({"preset": "rloo", "std_floor": 0.1}, "std_floor bounds the spread .*leave it out"),
     "a margin of nothing": ({"overlong": 0}, "overlong=0: .*greater than 0"),

@@ -220,7 +220,7 @@ def _mutants() -> dict[str, tuple[str, str, Callable[[Any], Any]]]:
         "k1 the other way round in the reward": ("rloo", "truing.maths.kl.k1", lambda k1: lambda a, b: k1(b, a)),
         "k3 the other way round in the loss": ("grpo", "truing.maths.kl.k3", lambda k3: lambda a, b: k3(b, a)),
         "the divergence to come left out": ("divergence in the loss, k2", "truing.maths.kl.penalty", lambda f: lambda a, b, c, later, *rest: f(a, b, c, 0 * later, *rest)),
-        "masked completions without their penalty": ("masked, the penalty in the reward", "truing.methods.grpo.beside", lambda _: lambda *given: []),
+        "masked completions without their penalty": ("masked, the penalty in the reward", "truing.methods.grpo.others", lambda _: lambda *given: []),
         "the sampler's weight on nothing": ("grpo, every weight", f"{loss}.truncated_importance", lambda f: lambda a, b, cap: torch.ones_like(a)),
         "log-probabilities at temperature 1": ("grpo, every weight", "truing.methods.grpo.likelihood", lambda f: lambda *given: f(*given[:-1], given[-1].model_copy(update={"temperature": 1.0}))),
     }  # fmt: skip

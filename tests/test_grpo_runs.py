@@ -343,7 +343,7 @@ def test_a_reward_that_fails_leaves_ragged_groups_and_never_a_zero(world: Path, 
 
 def test_a_greedy_completion_without_a_score_leaves_its_prompt_without_a_baseline(world: Path, tmp_path: Path, opened: Opened) -> None:
     """ReMax on four prompts, one of whose greedy completions has no score: its group counts and teaches nothing, and the failure is counted and written down."""
-    changes = {"preset": "remax", "reward": "test_grpo_runs:no_lone_fifth", "scores": {"timeout": None, "bad_share": 0.5}, "batch_size": 16, "steps": 1, "epochs": 1, "minibatches": 1, "zero_variance": "resample"}
+    changes = {"preset": "remax", "reward": "test_grpo_runs:no_lone_fifth", "scores": {"timeout": None, "bad_share": 0.5}, "batch_size": 16, "steps": 1, "epochs": 1, "minibatches": 1}
     (m,) = grpo_tiny.run(world, tmp_path / "run", **changes)
     rows = grpo_tiny.samples(tmp_path / "run", 1)
     bad = [r for r in rows if r["status"] != "ok"]

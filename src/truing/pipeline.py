@@ -97,13 +97,13 @@ def _check_begun(folder: Path, stage: Frozen) -> None:
 
 def _check_unseen(name: str, stage: Any, plans: list[tuple[str, Any]]) -> None:
     """The prompts of a verdict may be in no stage's training data. What is wrong with single rows, each stage says itself."""
-    from truing.data.formats import check_disjoint, load
+    from truing.data.formats import check_disjoint, load, prompt_key, row_key
 
     held = load(stage.prompts, "prompts", on_bad="skip")
     for other, trained in plans:
         if other != name and trained.method in TRAINS_ON:
             option, kind = TRAINS_ON[trained.method]
-            check_disjoint(load(getattr(trained, option), kind, on_bad="skip"), held)
+            check_disjoint(load(getattr(trained, option), kind, on_bad="skip"), held, row_key if stage.environment else prompt_key)
 
 
 def _give_memory_back() -> None:

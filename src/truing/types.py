@@ -176,6 +176,14 @@ class Rollout:
         """What each sample said: its sampled tokens, without padding."""
         return [row[:n] for row, n in zip(self.completion_BT.tolist(), self.lengths_B.tolist(), strict=True)]
 
+    def turns(self) -> list[list[list[int]]]:
+        """What each sample said, turn by turn: its sampled tokens, cut where something was heard."""
+        out = []
+        for b, said in enumerate(self.said()):
+            cuts = [0, *(k for k, _ in (self.heard[b] if self.heard else ())), len(said)]
+            out.append([said[a:z] for a, z in zip(cuts, cuts[1:], strict=False)])
+        return out
+
     def sequences(self) -> list[list[int]]:
         """Everything each sample read and said, in order: prompt, completion, and what was heard in between."""
         out = []

@@ -85,7 +85,7 @@ class GRPO(Stage):
     std_floor: Annotated[float, Field(gt=0)] | None = Field(None, description="the least spread that standardised divides by: without one, rewards of 0.90 and 0.95 pull as hard as 0 and 1")
     ratio: Literal["token", "sequence", "none"] = Field("token", description="pi / pi_old of each token, of the whole completion (its geometric mean), or none: the plain policy gradient")
     clip: Literal["surrogate", "weight", "none"] = Field("surrogate", description="PPO's clipped surrogate; the importance weight alone is clipped and every token keeps its gradient; or nothing is")
-    clip_low: Annotated[float, Field(ge=0)] | None = Field(0.2, description="the ratio stays above 1 - this; null leaves it free downwards (clip: weight only)")
+    clip_low: Annotated[float, Field(ge=0, le=1)] | None = Field(0.2, description="the ratio stays above 1 - this; null leaves it free downwards (clip: weight only)")
     clip_high: Annotated[float, Field(ge=0)] = Field(0.2, description="the ratio stays below 1 + this")
     reduction: Literal["token", "sequence", "constant", "sum"] = Field("sequence", description="mean over tokens; over completions of their token means; sum over tokens by max_new_tokens; sum over tokens, mean over completions")
     kl: GroupKL = GroupKL()
@@ -127,6 +127,8 @@ class GRPO(Stage):
     def _agrees(self) -> GRPO:
         if self.environment is None and self.max_turns != GRPO.model_fields["max_turns"].default:
             raise ValueError(f"max_turns={self.max_turns} counts the turns of an episode, and there is no environment; set environment, or leave max_turns out")
+        if self.environment is not None and self.overlong is not None:
+            raise ValueError("overlong counts the tokens of one completion, and an episode has several turns; use overlong: null, or subtract excess_tokens(n) from the reward")
         if self.ratio == "none" and self.clip != "none":
             raise ValueError(f"clip: {self.clip} bounds a ratio and ratio: none has none; use clip: none, or ratio: token")
         if self.clip == "surrogate" and self.clip_low is None:
@@ -141,8 +143,8 @@ class GRPO(Stage):
             raise ValueError("kl.coef=0 stays 0 whatever kl.target asks; set kl.coef above 0, or kl.target: null")
         if self.kl.target is not None and self.batch_size > self.kl.horizon:
             raise ValueError(f"kl.horizon={self.kl.horizon} is shorter than one batch of {self.batch_size}, so the controller would overshoot; raise kl.horizon")
-        if self.zero_variance != "keep" and self.advantage in ("batch", "greedy") and self.group < 2:
-            raise ValueError(f"zero_variance: {self.zero_variance} compares the rewards of a group, and group=1 has nothing to compare; use zero_variance: keep")
+        if self.zero_variance != "keep" and self.advantage in ("batch", "greedy"):
+            raise ValueError(f"zero_variance: {self.zero_variance} is for baselines of groups, and advantage: {self.advantage} learns from equal rewards too; use zero_variance: keep")
         for name in self.monitors:
             if name.removesuffix("_correlation") in self.monitors and name.endswith("_correlation"):
                 raise ValueError(f"monitors.{name}: that name is taken by the correlation of {name.removesuffix('_correlation')} with the reward; choose another")

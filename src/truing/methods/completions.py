@@ -18,7 +18,7 @@ from truing.maths.likelihood import TokenLikelihood, token_likelihood
 from truing.methods.actor import Actor
 from truing.models.pack import Pack
 from truing.models.roles import Role
-from truing.rewards.scorers import Completions
+from truing.rewards.completions import Completions, as_completions
 from truing.types import Rollout, Score
 
 
@@ -50,7 +50,7 @@ class Batch:
         logp = [[round(v, 4) for v in row[mask].tolist()] for row, mask in zip(self.rollout.sampler_logp_BT, self.rollout.trained_BT, strict=True)]
         good = [
             {"prompt": p, "completion": c, "score": s.value, "parts": dict(s.parts), "status": s.status.value, "tokens": len(lp), "logp": lp}
-            for p, c, s, lp in zip(self.texts.prompts, self.texts.texts, scores, logp, strict=True)
+            for p, c, s, lp in zip(self.texts.prompts, self.texts.transcripts or self.texts.texts, scores, logp, strict=True)
         ]
         return [*good, *self.failed]
 
@@ -62,11 +62,9 @@ def read(
 
     ``rows`` are the other columns of each prompt's row of data, ``outcomes`` what an environment made of each episode.
     """
-    sequences, starts = rollout.sequences(), [len(p) for p in rollout.prompts]
-    answers = roles.decode([s[n:] for s, n in zip(sequences, starts, strict=True)])
-    pack = Pack(sequences)
+    pack = Pack(rollout.sequences())
     roles.prepare(pack, config.micro_tokens)
-    return Completions(questions, answers, pack, starts, rollout.finished_B.tolist(), rows, outcomes, rollout.places() if rollout.heard else ())
+    return as_completions(rollout, roles.decode, questions, pack, rows, outcomes)
 
 
 def score(rollout: Rollout, texts: Completions, roles: Actor, config: PPO | GRPO) -> tuple[Batch, list[Score], dict[str, list[Score]]]:

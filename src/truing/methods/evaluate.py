@@ -25,6 +25,8 @@ from truing.methods.answering import Answering
 from truing.models.pack import Pack
 from truing.models.roles import Role, open_role, origin, tokenizer_of
 from truing.observe.monitor import distinct_n
+from truing.rewards.completions import as_completions
+from truing.rewards.episodes import Outcome
 from truing.rewards.scorers import Completions, Scorer, find_scorer
 from truing.rewards.verified import Verified
 from truing.types import Prompt, Rollout, Score
@@ -120,7 +122,8 @@ def attempts(drawn: Mapping[str, Sequence[Sample]], samples: int) -> dict[str, A
         said = {which: [[s["answers"][name] for s in found[i : i + samples]] for i in range(0, len(found), samples)] for which, found in drawn.items()}
         passed = {which: {k: stats.pass_at_k(samples, r.sum(1), k) for k in ks} for which, r in right.items()}
         voted = {which: {k: np.array([stats.majority_at_k(a, r.tolist(), k, draws=200) for a, r in zip(said[which], right[which], strict=True)]) for k in ks} for which in drawn}
-        for key, table in (("pass_at", passed), ("majority_at", voted)):
+        votes = any(a is not None for found in said.values() for column in found for a in column)
+        for key, table in (("pass_at", passed), ("majority_at", voted))[: 1 + votes]:
             gain = {k: table["after"][k] - table["before"][k] for k in ks}
             out[key][name] = {which: {str(k): stats.bootstrap(v)._asdict() for k, v in column.items()} for which, column in {**table, "gain": gain}.items()}
     return {key: value for key, value in out.items() if value}
@@ -146,15 +149,14 @@ def _criteria(out: Mapping[str, Any], verdict: str | None, config: Evaluate) -> 
 
 def _read(rollout: Rollout, records: Sequence[Prompt], outcomes: Sequence[Score], tokenizer: Any) -> Completions:
     """Answers as scorers see them."""
-    sequences, starts = rollout.sequences(), [len(p) for p in rollout.prompts]
-    texts = [t.strip() for t in tokenizer.batch_decode([s[n:] for s, n in zip(sequences, starts, strict=True)], skip_special_tokens=True)]
-    columns = ([r.messages[-1].content for r in records], texts, Pack(sequences), starts, rollout.finished_B.tolist(), [r.extra for r in records])
-    return Completions(*columns, outcomes, rollout.places() if rollout.heard else ())
+    decode = lambda ids: [t.strip() for t in tokenizer.batch_decode([list(s) for s in ids], skip_special_tokens=True)]  # noqa: E731
+    return as_completions(rollout, decode, [r.messages[-1].content for r in records], Pack(rollout.sequences()), [r.extra for r in records], outcomes)
 
 
 def _scored(texts: Completions, lengths: list[int], finished: list[bool], scorers: Mapping[str, Scorer]) -> list[Sample]:
     columns: dict[str, list[float]] = {}
     answers = {name: scorer.answers(texts) for name, scorer in scorers.items() if isinstance(scorer, Verified)}
+    answers |= {name: [None] * len(texts) for name, scorer in scorers.items() if isinstance(scorer, Outcome)}  # right or wrong, with nothing to vote on
     for name, scorer in scorers.items():
         scores = scorer(texts)
         bad = [s for s in scores if not s.status.usable]
@@ -164,7 +166,7 @@ def _scored(texts: Completions, lengths: list[int], finished: list[bool], scorer
     return [
         {"text": text, "tokens": n, "finished": bool(end), "scores": {name: column[i] for name, column in columns.items()}}
         | ({"answers": {name: found[i] for name, found in answers.items()}} if answers else {})
-        for i, (text, n, end) in enumerate(zip(texts.texts, lengths, finished, strict=True))
+        for i, (text, n, end) in enumerate(zip(texts.transcripts or texts.texts, lengths, finished, strict=True))
     ]
 
 

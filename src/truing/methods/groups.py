@@ -21,7 +21,8 @@ from truing.types import Rollout, Score
 class Drawn:
     """Scored completions of a step, the prompt (its number among all) that each answers, and the group it belongs to.
 
-    ``greedy`` is the reward of each prompt's most likely completion, where that is the baseline.
+    ``greedy`` is the reward of each prompt's most likely completion, where that is the baseline. ``checked`` names the parts of a
+    score that a verifier or an environment made.
     """
 
     batch: Batch
@@ -30,6 +31,11 @@ class Drawn:
     prompt_B: list[int]
     group_B: list[int]
     greedy: Mapping[int, float]
+    checked: tuple[str, ...] = ()
+
+    def solved(self) -> list[float]:
+        """How far each completion solves its prompt: the part of its score that was checked, the least when there are several; else the score."""
+        return [min((s.parts[name] for name in self.checked), default=s.value) for s in self.scores]
 
     def groups(self) -> list[list[int]]:
         """The rows of each group, in the order in which they were sampled."""
@@ -46,7 +52,7 @@ class Drawn:
         batch = Batch(_rollouts([b.rollout for b in batches]), _texts([b.texts for b in batches]), tuple(row for b in batches for row in b.failed))
         monitored = {name: [s for r in rounds for s in r.monitored[name]] for name in rounds[0].monitored}
         greedy = {prompt: value for r in rounds for prompt, value in r.greedy.items()}
-        return cls(batch, [s for r in rounds for s in r.scores], monitored, [p for r in rounds for p in r.prompt_B], [g for r in rounds for g in r.group_B], greedy)
+        return cls(batch, [s for r in rounds for s in r.scores], monitored, [p for r in rounds for p in r.prompt_B], [g for r in rounds for g in r.group_B], greedy, rounds[0].checked)
 
 
 def varied(groups: Sequence[Sequence[int]], scores: Sequence[Score]) -> list[bool]:
@@ -56,11 +62,15 @@ def varied(groups: Sequence[Sequence[int]], scores: Sequence[Score]) -> list[boo
 
 def outcome(batch: Batch, scores: Sequence[Score], config: GRPO) -> Tensor:
     """The reward of each completion, ``[B]``: its score, and the soft penalty of one that is nearly or quite too long."""
-    rewards = rewards_of(batch, scores, config).sum(-1)
-    if config.overlong is not None:
-        margin = max(1, round(config.overlong * config.max_new_tokens))
-        rewards = rewards + torch.tensor([soft_overlong(n, config.max_new_tokens, margin) for n in batch.texts.lengths])
-    return rewards
+    return rewards_of(batch, scores, config).sum(-1) + overlong(batch, config)
+
+
+def overlong(batch: Batch, config: GRPO) -> Tensor:
+    """The soft penalty of each completion, 0 to -1; 0 for all without one."""
+    if config.overlong is None:
+        return torch.zeros(len(batch))
+    margin = max(1, round(config.overlong * config.max_new_tokens))
+    return torch.tensor([soft_overlong(n, config.max_new_tokens, margin) for n in batch.texts.lengths])
 
 
 def advantages(rewards_B: Tensor, groups: Sequence[Sequence[int]], config: GRPO, baseline_B: Tensor | None = None) -> Tensor:
@@ -98,4 +108,6 @@ def _texts(parts: Sequence[Completions]) -> Completions:
     every = lambda name: [x for part in parts for x in getattr(part, name)]  # noqa: E731
     pack = Pack.joined([part.pack for part in parts])
     said_at = [place for part in parts for place in part.places] if any(part.said_at for part in parts) else ()
-    return Completions(every("prompts"), every("texts"), pack, every("starts"), every("finished"), every("rows"), every("outcomes"), said_at)
+    turns = [t for part in parts for t in (part.turns or [[text] for text in part.texts])] if said_at else ()
+    transcripts = [t for part in parts for t in (part.transcripts or part.texts)] if said_at else ()
+    return Completions(every("prompts"), every("texts"), pack, every("starts"), every("finished"), every("rows"), every("outcomes"), said_at, turns, transcripts)

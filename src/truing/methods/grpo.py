@@ -88,7 +88,7 @@ def grpo(config: GRPO, folder: Path, *, seed: int, progress: Any = None) -> dict
             if news or step == 1 or step % config.save_every == 0 or step == config.steps:
                 run.samples(step, drawn.batch.rows(drawn.scores))
             if run.progress:
-                run.progress.step(folder.name, step, {"reward": values["reward/proxy"], "varied": values["groups/varied_share"], "length": values["tokens/mean"]}, config.steps)
+                run.progress.step(folder.name, step, {"reward": values["reward/proxy"], "updates": values["policy/updates"], "length": values["tokens/mean"]}, config.steps)
 
         result: dict[str, Any] = {"steps": config.steps, "updates": learner.updates, "kl_coef": state["kl_coef"]}
         result["weights_sha256"] = save_role(actor.policy, folder / "model", base=actor.source.base, tokenizer=actor.tokenizer)
@@ -130,12 +130,13 @@ def look(drawn: Drawn, actor: Actor, config: GRPO, plan: list[list[list[int]]], 
     A rollout that gets a single update and has no reference needs neither: its ratio is 1 by construction. ``before`` has the
     advantages without a penalty: they say what will be read where there is no reference.
     """
-    if not plan or (sum(map(len, plan)) == 1 and actor.reference is None):
+    if actor.reference is None and sum(map(len, plan)) <= 1:
         return Looked()
     batch, trained = drawn.batch, drawn.batch.rollout.trained_BT
-    wanted = [rows if actor.reference is not None else teaches(rows, before, config) for rows in plan[0]]
-    if actor.reference is not None and config.kl.place == "reward":
-        wanted.append(beside(drawn.groups(), plan[0]))
+    first = plan[0] if plan else []
+    wanted = [rows if actor.reference is not None else teaches(rows, before, config) for rows in first]
+    if actor.reference is not None:  # how far the policy has gone is asked of all it says, and a masked completion's penalty counts in its group
+        wanted.append(others(len(batch), first))
     logp, logp_ref = torch.zeros(trained.shape), torch.zeros(trained.shape)
     with actor.reading_reference():
         for part in (part for rows in wanted for part in parts(rows, batch.tokens, micro_tokens)):
@@ -146,10 +147,9 @@ def look(drawn: Drawn, actor: Actor, config: GRPO, plan: list[list[list[int]]], 
     return Looked(logp, logp_ref if actor.reference is not None else None)
 
 
-def beside(groups: Sequence[Sequence[int]], planned: Sequence[Sequence[int]]) -> list[int]:
-    """Completions that nothing is learned from, in groups that are: their rewards are compared, so they need their penalty too."""
-    used = {row for rows in planned for row in rows}
-    return [row for group in groups if used.intersection(group) for row in group if row not in used]
+def others(count: int, planned: Sequence[Sequence[int]]) -> list[int]:
+    """The rows that no minibatch has."""
+    return sorted(set(range(count)) - {row for rows in planned for row in rows})
 
 
 def advantage(drawn: Drawn, scores: Sequence[Score], used: list[int], groups: list[list[int]], seen: Looked, config: GRPO, coef: float) -> Before:

@@ -14,6 +14,7 @@ from truing.methods.curriculum import Walk
 from truing.methods.groups import Drawn, outcome, varied
 from truing.methods.rollout_record import Clock
 from truing.rewards.completions import Completions
+from truing.rewards.verified import checked_parts
 from truing.types import Rollout, Score
 
 
@@ -38,8 +39,8 @@ class Collector:
             rounds.append(self._round(step, chosen, asked, version, clock))
             asked += len(chosen) * config.group
             visited: dict[int, list[float]] = {}
-            for prompt, found in zip(rounds[-1].prompt_B, rounds[-1].scores, strict=True):
-                visited.setdefault(prompt, []).append(found.value)
+            for prompt, solved in zip(rounds[-1].prompt_B, rounds[-1].solved(), strict=True):
+                visited.setdefault(prompt, []).append(solved)
             walk.learn(visited)
             missing -= sum(varied(rounds[-1].groups(), rounds[-1].scores))
             if missing <= 0:
@@ -59,7 +60,7 @@ class Collector:
             greedy, failed = self._greedy(chosen, step, first, version)
             batch = replace(batch, failed=(*batch.failed, *failed))
         clock.lap("score")
-        return Drawn(batch, scores, monitored, prompt_B, group_B, greedy)
+        return Drawn(batch, scores, monitored, prompt_B, group_B, greedy, checked_parts(self.actor.reward))
 
     def _greedy(self, chosen: list[int], step: int, first: int, version: int) -> tuple[dict[int, float], tuple[dict[str, Any], ...]]:
         """The reward of each prompt's most likely completion; and those whose reward failed, which leave their prompt without a baseline."""

@@ -47,7 +47,7 @@ def probe(actor: Actor, records: Sequence[Prompt], config: GRPO) -> dict[str, fl
     """What the reward pays, as means over the first rows that have a gold answer: for it; for it after much talk that fills the limit; for it
     after a loop; for wrong answers in the form of right ones. Empty when no part of the reward knows gold answers."""
     verified = next(verified_in(actor.reward), None)
-    if verified is None:
+    if verified is None or config.environment is not None:  # an episode cannot be made up
         return {}
     asked: list[tuple[str, Prompt, str]] = []
     for record in records[:ROWS]:

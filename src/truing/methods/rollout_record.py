@@ -35,7 +35,7 @@ def of_rollout(batch: Batch, scores: Sequence[Score], normalised: Normalised, mo
         "tokens/eos_share": float(rollout.finished_B.float().mean()),
         "tokens/truncated_share": float((~rollout.finished_B).float().mean()),
         "text/repetition": sum(map(repetition, batch.texts.texts)) / n,
-        "text/distinct_2": distinct_n(batch.texts.texts, 2),
+        **({"text/distinct_2": distinct_n(batch.texts.texts, 2)} if any(len(t.split()) > 1 for t in batch.texts.texts) else {}),  # one word is no pair
     }
 
 

@@ -15,6 +15,9 @@ REPEATED = 0.2
 TRADED = 0.05
 """Alarm when one part of the reward has risen and another has fallen by more than this."""
 
+NO_MERIT = frozenset("visible_tests hidden_tests timed_out calls calls_refused guesses turns".split())
+"""Parts that tell something of a completion and are neither good nor bad."""
+
 
 def gaming(events: Iterable[Mapping[str, Any]]) -> list[Finding]:
     """The alarms of a stage with a checked reward; each compares the mean of 10 steps with that of the first 5, beyond two standard errors.
@@ -61,7 +64,7 @@ def _loops(rows: list[Mapping[str, Any]]) -> Finding | None:
 
 
 def _traded(rows: list[Mapping[str, Any]]) -> list[Finding]:
-    parts = {n for e in rows for n in values_of(e) if n.startswith("part/")} - {"part/visible_tests", "part/hidden_tests"}
+    parts = {n for e in rows for n in values_of(e) if n.startswith("part/") and n[5:] not in NO_MERIT}
     names = sorted(n for n in parts if all(0 <= v <= 1 for v in series(rows, n)[1].tolist()))  # shares: of right answers, of kept formats
     moved = {name: {step: (first, last, error) for step, first, last, error in change(rows, name)} for name in (*names, "reward/proxy")}
     found = []
