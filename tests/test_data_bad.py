@@ -81,7 +81,7 @@ BAD: list[tuple[str, str, Any, bytes, str]] = [
     ("columns", "sft", {**GOOD_SFT, "topic": "x"}, line(GOOD_SFT), "column topic is missing.*write it, or null"),
     ("columns", "sft", GOOD_SFT, line({**GOOD_SFT, "topic": "x"}), "column 'topic' is extra"),
     ("mixed_formats", "sft", GOOD_SFT, line(GOOD_CHAT), "'messages', the file began as 'prompt-completion'; keep one format"),
-    ("unknown_format", "sft", GOOD_SFT, line({"question": "a", "answer": "b"}), "'question', 'answer' are no known format; known: messages"),
+    ("unknown_format", "sft", GOOD_SFT, line({"query": "a", "reply": "b"}), "'query', 'reply' are no known format; known: messages"),
     ("unknown_format", "preference", GOOD_PAIR, line({"chosen": "a", "rejected": "b"}), "no prompt column; add one"),
     ("no_common_prompt", "preference", {"chosen": chat(U, A)["messages"], "rejected": chat(U, ("assistant", "b"))["messages"]},
      line({"chosen": chat(U, A)["messages"], "rejected": chat(("user", "other"), A)["messages"]}), "both must begin with the same prompt"),

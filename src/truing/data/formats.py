@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
+from truing.data import tasks
 from truing.data.problems import BadRow, OnBad, Problem, check_on_bad, count_rules, raise_first, write_quarantine
 from truing.data.read import Raw, hub_id, read_raw, sha256
 from truing.data.records import COLUMNS, SERVES, Kind, detect, optional_columns, to_record, unused_columns
@@ -27,7 +28,7 @@ class Dataset:
         bad: rows dropped, by rule; ``rows == len(records) + sum(bad.values())``.
         problems: one for each bad row, in file order.
         unused: columns of the file that no record carries.
-        sha256: of the file's bytes; for a hub id, of its rows as JSON.
+        sha256: of the file's bytes; for a hub id or a source of tasks, of its rows as JSON.
     """
 
     records: list[Record]
@@ -42,10 +43,10 @@ class Dataset:
 
 
 def load(path: str | Path, kind: Kind, on_bad: OnBad = "error", quarantine_to: Path | str | None = None) -> Dataset:
-    """Read a file or hub id into records of one kind.
+    """Read a file, hub id or source of tasks into records of one kind.
 
     Args:
-        path: .jsonl, .json, .csv, .parquet, or a hub id ``owner/name[:split]``.
+        path: .jsonl, .json, .csv, .parquet, a hub id ``owner/name[:split]``, or a source of tasks (`truing.data.tasks`).
         kind: ``sft`` gives Demonstration, ``preference`` Preference, ``prompts`` Prompt, ``judged`` Judged. Richer data serve
             as prompts: a final assistant turn is left out, and all other columns are kept in ``Prompt.extra``.
         quarantine_to: where ``on_bad="quarantine"`` writes; nothing is written under the others, or when no row is bad.
@@ -74,7 +75,7 @@ def scan(path: str | Path, kind: Kind | None, keep_bad: bool = False) -> tuple[D
     """Read everything and raise for no single row: the data set with its problems, and the bad rows as JSON when asked.
 
     ``kind=None`` takes the kind that the format serves first. The first row with a known format fixes the file's format
-    and columns. Raises DataError when the file cannot be read or cannot serve the kind.
+    and columns (of prompts the format alone). Raises DataError when the file cannot be read or cannot serve the kind.
     """
     records: list[Record] = []
     problems: list[Problem] = []
@@ -82,8 +83,9 @@ def scan(path: str | Path, kind: Kind | None, keep_bad: bool = False) -> tuple[D
     ids: dict[str, str] = {}
     format, columns, rows = "", frozenset[str](), 0
     hub = hub_id(path)
-    digest = hashlib.sha256() if hub else None
-    place = hub[0] if hub else str(path)
+    task = tasks.is_task(path)
+    digest = hashlib.sha256() if hub or task else None
+    place = hub[0] if hub else tasks.place(str(path)) if task else str(path)
     for raw in read_raw(path):
         rows += 1
         try:
@@ -101,7 +103,8 @@ def scan(path: str | Path, kind: Kind | None, keep_bad: bool = False) -> tuple[D
                     raise DataError(f"{raw.source}: found the format {format!r} (columns {', '.join(raw.row)}); kind {kind!r} wants {_wanted(kind)}")
             if found != format:
                 raise BadRow("mixed_formats", f"this row is {found!r}, the file began as {format!r}; keep one format in a file")
-            _check_columns(frozenset(raw.row), columns, format)
+            if kind != "prompts":  # whose other columns are their verifiers', and each row names its own
+                _check_columns(frozenset(raw.row), columns, format)
             record = to_record(raw.row, format, kind, raw.source, Path(place).name + raw.source.removeprefix(place))
             if raw.row.get("id") is not None:
                 if record.id in ids:
@@ -131,12 +134,17 @@ def prompt_key(record: Record) -> str:
     return json.dumps([(m.role, m.content.strip()) for m in prompt_of(record)], ensure_ascii=False)
 
 
-def check_disjoint(train: Dataset | Sequence[Record], eval: Dataset | Sequence[Record]) -> None:
+def row_key(record: Record) -> str:
+    """The prompt and the row's other columns: where an environment makes the task of them, equal prompts may be different tasks."""
+    return prompt_key(record) + json.dumps(getattr(record, "extra", {}), sort_keys=True, default=str)
+
+
+def check_disjoint(train: Dataset | Sequence[Record], eval: Dataset | Sequence[Record], key_of: Callable[[Record], str] = prompt_key) -> None:
     """Raise DataError when a prompt of ``eval`` is also one of ``train``: what was seen in training measures nothing."""
     seen: dict[str, str] = {}
     for record in _records(train):
-        seen.setdefault(prompt_key(record), record.source)
-    both = [(r.source, seen[key]) for r in _records(eval) if (key := prompt_key(r)) in seen]
+        seen.setdefault(key_of(record), record.source)
+    both = [(r.source, seen[key]) for r in _records(eval) if (key := key_of(r)) in seen]
     if both:
         raise BadRow("train_eval_overlap", f"this prompt is also in the training data at {both[0][1]} ({len(both)} prompts are in both); remove them from one", both[0][0])
 

@@ -1,4 +1,4 @@
-"""Strict readers: JSON lines, a JSON array, CSV, Parquet and hub ids, as rows with their place.
+"""Strict readers: JSON lines, a JSON array, CSV, Parquet, hub ids and sources of tasks, as rows with their place.
 
 A reader yields one `Raw` a row: the parsed object, or the `Problem` that kept it from being parsed together with the
 text as found. What makes the rest of a file unreadable (a broken CSV header, a corrupt Parquet file) is a DataError.
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from truing.data import tasks
 from truing.data.problems import BadRow, Problem
 from truing.errors import DataError, MissingExtraError
 
@@ -41,7 +42,8 @@ def read_rows(path: str | Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Each row as an object, with its ``file:line``.
 
     Args:
-        path: a .jsonl, .json (lines or one array), .csv or .parquet file, or a hub id ``owner/name`` or ``owner/name:split``.
+        path: a .jsonl, .json (lines or one array), .csv or .parquet file, a hub id ``owner/name`` or ``owner/name:split``, or a source
+            of tasks like ``reasoning-gym:chain_sum(size=500, seed=1)``.
 
     Raises:
         DataError: at the first row that cannot be read.
@@ -54,6 +56,9 @@ def read_rows(path: str | Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 def read_raw(path: str | Path) -> Iterator[Raw]:
     """Each row, readable or not. Raises DataError when the file as a whole cannot be read."""
+    if tasks.is_task(path):
+        yield from (_from_table(row, source) for row, source in tasks.rows(str(path)))
+        return
     hub = hub_id(path)
     if hub:
         yield from _read_hub(*hub)
@@ -61,7 +66,7 @@ def read_raw(path: str | Path) -> Iterator[Raw]:
     file = Path(path)
     if not file.is_file():
         what = "is a folder; name a file in it" if file.is_dir() else "does not exist"
-        raise DataError(f"{path}: {what}. Data is a file ({', '.join(READABLE)}) or a hub id like owner/name:split")
+        raise DataError(f"{path}: {what}. Data is a file ({', '.join(READABLE)}), a hub id like owner/name:split, or tasks like reasoning-gym:chain_sum(size=500)")
     reader = {".jsonl": _read_json_lines, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}.get(file.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: files ending in {file.suffix!r} are not read; use one of {', '.join(READABLE)}")
@@ -72,8 +77,8 @@ def read_raw(path: str | Path) -> Iterator[Raw]:
 
 
 def hub_id(path: str | Path) -> tuple[str, str] | None:
-    """(name, split) when this is a hub id and not a file; the split is train when none is given."""
-    match = _HUB_ID.fullmatch(str(path))
+    """(name, split) when this is a hub id and not a file or a source of tasks; the split is train when none is given."""
+    match = None if tasks.is_task(path) else _HUB_ID.fullmatch(str(path))
     if match is None or Path(path).is_file() or Path(match["name"]).suffix.lower() in READABLE:
         return None
     return match["name"], match["split"] or "train"

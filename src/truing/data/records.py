@@ -10,6 +10,7 @@
 | `preference-implicit` | chosen, rejected: message lists with a common start |
 | `hh-rlhf`             | chosen, rejected: "\\n\\nHuman: ...\\n\\nAssistant: ..." |
 | `unpaired`            | prompt, completion, label                           |
+| `question-answer`     | question, answer (GSM8K; the result after "####")   |
 | `prompt`              | prompt                                              |
 
 `id` and `system` may stand in any of them, `margin` in preferences.
@@ -34,7 +35,7 @@ TURN_LIMIT = 1000
 ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "tool": "tool"}
 _PREFERENCES = ("preference", "preference-implicit", "hh-rlhf")
-_CONVERSATIONS = ("messages", "sharegpt", "alpaca", "prompt-completion")
+_CONVERSATIONS = ("messages", "sharegpt", "alpaca", "prompt-completion", "question-answer")
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -46,6 +47,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "hh-rlhf": ("chosen", "rejected"),
     "unpaired": ("prompt", "completion", "label"),
     "prompt": ("prompt",),
+    "question-answer": ("question", "answer"),
 }
 SERVES: dict[Kind, tuple[str, ...]] = {
     "sft": _CONVERSATIONS,
@@ -64,7 +66,7 @@ def detect(row: Mapping[str, Any]) -> str | None:
         if isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
             return "hh-rlhf" if "Human:" in row["chosen"] else None
         return "preference-implicit"
-    for name in ("messages", "sharegpt", "alpaca", "unpaired", "prompt-completion", "prompt"):
+    for name in ("messages", "sharegpt", "alpaca", "unpaired", "prompt-completion", "prompt", "question-answer"):
         if keys >= set(COLUMNS[name]):
             return name
     return None
@@ -86,8 +88,10 @@ def to_record(row: Mapping[str, Any], format: str, kind: Kind, source: str, defa
     id = _id(row.get("id"), default_id)
     if kind == "prompts":
         messages = _with_system(_prompt_of(row, format), row)
-        used = {"messages", "conversations", "instruction", "input", "prompt"} & ({*COLUMNS[format]} | optional_columns(format))
+        used = {"messages", "conversations", "instruction", "input", "prompt", "question"} & ({*COLUMNS[format]} | optional_columns(format))
         extra = {k: v for k, v in row.items() if k not in used | {"id", "system"}}
+        if format == "question-answer":
+            extra = _gold(extra)
         return Prompt(_check_prompt(messages), id, source, extra)
     if kind == "sft":
         messages = _with_system(_conversation_of(row, format), row)
@@ -121,6 +125,8 @@ def _conversation_of(row: Mapping[str, Any], format: str) -> Messages:
         return _messages(row["conversations"], "conversations")
     if format == "alpaca":
         return (_instruction(row), Message("assistant", _text(row["output"], "output")))
+    if format == "question-answer":
+        return (Message("user", _text(row["question"], "question")), Message("assistant", _text(row["answer"], "answer")))
     return _side(row["prompt"], "prompt") + _side(row["completion"], "completion")
 
 
@@ -130,7 +136,20 @@ def _prompt_of(row: Mapping[str, Any], format: str) -> Messages:
         return messages[:-1] if messages and messages[-1].role == "assistant" else messages
     if format == "alpaca":
         return (_instruction(row),)
+    if format == "question-answer":
+        return (Message("user", _text(row["question"], "question")),)
     return _pair_of(row, format)[0] if format in ("preference-implicit", "hh-rlhf") else _side(row["prompt"], "prompt")
+
+
+def _gold(extra: dict[str, Any]) -> dict[str, Any]:
+    """What verifiers read. A row that names no verifier has a number as its answer, as in GSM8K: the text after the last "####".
+
+    The text before it, the worked solution, is then the column `solution`.
+    """
+    if extra.get("verifier") is not None:
+        return extra
+    worked, mark, result = _text(extra["answer"], "answer").rpartition("####")
+    return {**extra, **({"solution": worked.strip()} if mark else {}), "answer": result.strip(), "verifier": "numeric"}
 
 
 def _pair_of(row: Mapping[str, Any], format: str) -> tuple[Messages, Messages, Messages]:

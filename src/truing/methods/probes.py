@@ -52,12 +52,15 @@ def probe(actor: Actor, records: Sequence[Prompt], config: GRPO) -> dict[str, fl
     asked: list[tuple[str, Prompt, str]] = []
     for record in records[:ROWS]:
         verifier = verified.of(record.extra)
-        gold = verifier.gold(record.extra)
+        try:
+            gold, wrong = verifier.gold(record.extra), list(verifier.wrong(record.extra))[:MOST_WRONG]
+        except ValueError:  # a row that cannot be judged, which the check did not happen to draw; its status will be counted
+            continue
         if gold is None:
             continue
         talk = " ".join((record.messages[-1].content.split() * config.max_new_tokens)[: config.max_new_tokens])
         asked += [("gold", record, gold), ("overlong", record, f"{talk}\n{gold}"), ("repetition", record, "Let me think again. " * 12 + f"\n{gold}")]
-        asked += [("wrong", record, text) for text in verifier.wrong(record.extra)[:MOST_WRONG] if text.strip()]
+        asked += [("wrong", record, text) for text in wrong if text.strip()]
     if not asked:
         return {}
     starts, sequences = [], []

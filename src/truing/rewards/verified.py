@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from truing.errors import DataError, RewardError
-from truing.rewards.completions import Completions
+from truing.rewards.algebra import Expression
+from truing.rewards.completions import Completions, Scorer
+from truing.rewards.episodes import Outcome
 from truing.rewards.verifiers.verifier import Row, Verifier, open_verifier
 from truing.types import Score
 
 
 class Verified:
-    """Opens verifiers as rows name them and asks each once a batch.
+    """Opens verifiers as rows name them and asks each once a batch. Of an episode in an environment the last turn is the answer.
 
     Args:
         name: of the score's part.
@@ -35,7 +37,9 @@ class Verified:
         verifier = self.opened[by]
         missing = [c for c in verifier.columns if row.get(c) is None]
         if missing:
-            raise DataError(f"verified({by!r}): a row of the prompts has no column {', '.join(map(repr, missing))}, which this verifier needs; it has {', '.join(map(repr, row)) or 'none'}")
+            absent, null = [c for c in missing if c not in row], [c for c in missing if c in row]
+            said = [f"has no column {', '.join(map(repr, absent))}"] * bool(absent) + [f"has null in its column {', '.join(map(repr, null))}"] * bool(null)
+            raise DataError(f"verified({by!r}): a row of the prompts {' and '.join(said)}, which this verifier needs; it has {', '.join(repr(c) for c in row if c not in null) or 'none'}")
         return verifier
 
     def __call__(self, batch: Completions) -> list[Score]:
@@ -46,13 +50,13 @@ class Verified:
             groups.setdefault(self.of(row).name, []).append(i)
         scores: dict[int, Score] = {}
         for name, rows in groups.items():
-            found = self._by_name(name)([batch.texts[i] for i in rows], [batch.rows[i] for i in rows])
+            found = self._by_name(name)([batch.last[i] for i in rows], [batch.rows[i] for i in rows])
             scores.update(zip(rows, (self._named(score, name) for score in found), strict=True))
         return [scores[i] for i in range(len(batch))]
 
     def answers(self, batch: Completions) -> Sequence[str | None]:
         """The final answer that is read in each completion, for majority votes."""
-        return [self.of(row).answer(text, row) for text, row in zip(batch.texts, batch.rows, strict=True)]
+        return [self.of(row).answer(text, row) for text, row in zip(batch.last, batch.rows, strict=True)]
 
     def _named(self, score: Score, verifier: str) -> Score:
         """The same, its first part under this reward's own name."""
@@ -62,3 +66,10 @@ class Verified:
 
     def _by_name(self, name: str) -> Verifier:
         return next(v for v in self.opened.values() if v.name == name)
+
+
+def checked_parts(scorer: Scorer) -> tuple[str, ...]:
+    """The parts of a reward that say whether an answer is right: those of verifiers and of the environment."""
+    if isinstance(scorer, Verified | Outcome):
+        return (scorer.name,)
+    return tuple(scorer.names[atom] for atom, part in scorer.scorers.items() if isinstance(part, Verified | Outcome)) if isinstance(scorer, Expression) else ()

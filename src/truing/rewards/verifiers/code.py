@@ -69,7 +69,7 @@ class Code(UnitTests):
 
     def wrong(self, row: Row) -> Sequence[str]:
         """Code that leaves early, lies about equality, says nothing, or prints what a test runner might."""
-        expects_nothing = all(test["expected"] is None for test in row["tests"])
+        expects_nothing = all(case.expected is None for case in self.cases(row))
         cheats = [cheat.replace("{f}", row["function"]) for cheat in _CHEATS if not (expects_nothing and "None" in cheat)]
         return [*([] if expects_nothing else [""]), *(f"```python\n{cheat}\n```" for cheat in cheats)]
 

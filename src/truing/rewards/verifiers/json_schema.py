@@ -51,15 +51,21 @@ class JsonSchema:
     def _score(self, text: str, row: Row) -> Score:
         try:
             schema, control = _schema(row), self._control(row)
-            value = json.dumps(strict(_unfenced(text, row)))
+            value = self._value(text, row)
         except BadColumn as error:
             return failed(Status.UNPARSED, f"json: {error}")
-        except NotJson:
-            return Score(0.0, {"json": 0.0, "parses": 0.0}, Status.WRONG)
-        found = self.bounded(schema, value, control)
+        found = self.bounded(schema, control if value is None else value, control)  # what is no JSON is wrong by a good schema only
         if isinstance(found, Score):
             return found
+        if value is None:
+            return Score(0.0, {"json": 0.0, "parses": 0.0}, Status.WRONG)
         return Score(found[0], {"json": found[0], "parses": 1.0}, Status.OK if found[0] == 1 else Status.WRONG)
+
+    def _value(self, text: str, row: Row) -> str | None:
+        try:
+            return json.dumps(strict(_unfenced(text, row)))
+        except NotJson:
+            return None
 
     def _control(self, row: Row) -> str:
         gold = self.gold(row)

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 from truing.rewards.completions import failed
 from truing.rewards.verifiers.exact import repeated
 from truing.rewards.verifiers.final import Several, finals, marked, sentences
-from truing.rewards.verifiers.quantities import PERCENT, Quantity, Unit, european, quantity, unit_of
+from truing.rewards.verifiers.quantities import PERCENT, Quantity, Unit, european, quantity, unit_of, unknown_unit
 from truing.rewards.verifiers.reading import BadColumn, option
 from truing.rewards.verifiers.verifier import Row
 from truing.types import Score, Status
 
 
 class Gold(NamedTuple):
-    """A row, read. ``unit`` is None when the row has none; ``word`` is a unit outside the table, or "1" for a pure number."""
+    """A row, read. ``unit`` is None when the row has none; ``word`` is "1" for a pure number."""
 
     value: Fraction
     unit: Unit | None
@@ -153,7 +153,11 @@ def _read(answer: str | None, unit: str | None, tolerance: str | None, relative:
         raise BadColumn(f"answer is {answer!r}; write one number")
     if needed not in (None, "True", "False", "true", "false"):
         raise BadColumn(f"unit_required is {needed}; write true or false")
+    if (word := unknown_unit(european(text) if written else text)) is not None:
+        raise BadColumn(f"answer is {answer!r}, and {word!r} is no unit that is known here; write the number alone where no unit matters, or a unit of docs/verifiers.md")
     named = found.unit if unit is None else unit_of(unit)
+    if named is None and (unit or "").strip() not in ("", "1"):
+        raise BadColumn(f"unit is {unit!r}, which is not known here; write one of docs/verifiers.md like km/h, \"1\" for a pure number, or leave it out")
     value = found.value
     if unit is not None and found.unit is not None:
         if named is None or named.dimensions != found.unit.dimensions:

@@ -39,10 +39,11 @@ class Regex:
             item, read, control = _item(row), _read(text, row), _read(gold_text(row) or "", row) or ""
         except BadColumn as error:
             return failed(Status.UNPARSED, f"regex: {error}")
-        found = (0.0,) if read is None else self.bounded(item, read, control)
+        found = self.bounded(item, control if read is None else read, control)  # without the tag it is wrong, but by a good pattern only
         if isinstance(found, Score):
             return found
-        return Score(found[0], {"regex": found[0]}, Status.OK if found[0] == 1 else Status.WRONG)
+        value = 0.0 if read is None else found[0]
+        return Score(value, {"regex": value}, Status.OK if value == 1 else Status.WRONG)
 
     def gold(self, row: Row) -> str | None:
         """The row's answer: a pattern alone implies none."""

@@ -26,12 +26,12 @@ class Program(UnitTests):
         found = super().cases(row)
         for i, case in enumerate(found):
             if not isinstance(case.expected, str):
-                raise BadRow(f"tests[{i}].expected: {case.expected!r} is no text")
+                raise BadRow(f"tests[{i}].expected: {case.expected!r} is no text; write what is printed in quotes")
         return found
 
     def given(self, test: dict[str, Any], i: int) -> str:
         if not isinstance(test.get("input", ""), str):
-            raise BadRow(f"tests[{i}].input: {test['input']!r} is no text")
+            raise BadRow(f"tests[{i}].input: {test['input']!r} is no text; write what is read in quotes")
         return str(test.get("input", ""))
 
     def job(self, text: str, row: Row, case: Case, group: int) -> Job:
@@ -42,7 +42,7 @@ class Program(UnitTests):
 
     def wrong(self, row: Row) -> Sequence[str]:
         """Programs that print nothing, or what a test runner might."""
-        blank = all(not lines_of(test["expected"]) for test in row["tests"])
+        blank = all(not lines_of(case.expected) for case in self.cases(row))
         return [] if blank else ["", *(f"```python\n{cheat}\n```" for cheat in _CHEATS)]
 
 

@@ -122,6 +122,8 @@ _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _GOES_ON = re.compile(r"\s?[\^!√π*+(\\_=]|\s?/\s?[\d(]|[A-Za-z]\w*\s?[\^(]|\s?-\s?[\dA-Za-z(]|\.\d")  # behind a number: part of something larger
 _CLAUSES = re.compile(r"[;\n]|,(?!\d{3}\b)|\b(?:and|or|but|to|vs|versus)\b", re.I)
 _UNEQUAL = re.compile(r"[<>≤≥≠]|\\(?:le|ge|leq|geq|lt|gt|ne|neq)(?![a-zA-Z])")
+_BEHIND = re.compile(r"\s*(?!(?:at|by|for|in|of|on)\b)([^\W\d_]+)")  # 5 in total has no unit
+_UNDER = re.compile(r"\s*/\s*([^\W\d_]+)")
 _CALCULATED = re.compile(r"<<[^<>]*>>")  # how GSM8K notes its calculator's work
 _REASONS = re.compile(r"\b(?:because|since|given that|which|i\.e\.)", re.I)
 _PLAIN = re.compile(r"\$?(-?\d{1,15})\.?")
@@ -164,6 +166,21 @@ def quantity(text: str) -> Quantity | None:
     if len(found) > 1:
         raise Several
     return next(iter(found), None)
+
+
+def unknown_unit(text: str) -> str | None:
+    """The word behind a text's number that is no unit of the table; None when there is none.
+
+    >>> unknown_unit("5 parsecs"), unknown_unit("60 kmh"), unknown_unit("5 km/fortnight"), unknown_unit("5 km"), unknown_unit("5 in total")
+    ('parsecs', 'kmh', 'fortnight', None, None)
+    """
+    cut = _REASONS.search(text := tidy(text[:2000]))
+    for clause in _CLAUSES.split(text[: cut.start()] if cut and cut.start() else text):
+        for q, _, end in quantities(clause)[-1:]:
+            behind = _UNDER if q is not None and q.unit is not None and not clause[end - 1].isdigit() else _BEHIND if q is not None and q.unit is None else None
+            if behind is not None and (m := behind.match(clause, end)) is not None:
+                return m[1]
+    return None
 
 
 def _of_clause(clause: str) -> list[Quantity]:

@@ -123,8 +123,11 @@ class UnitTests:
         raise NotImplementedError
 
     def gold(self, row: Row) -> str | None:
-        """The row's column ``gold``, in a fence."""
+        """The row's column ``gold``, in a fence. Raises BadRow, as `wrong` does, for a row that cannot be judged by."""
+        self.cases(row)
         gold = row.get("gold")
+        if not isinstance(gold, str | None):
+            raise BadRow(f"gold: {gold!r} is no code")
         return None if gold is None else gold if "```" in gold else f"```python\n{gold}\n```"
 
     def answer(self, text: str, row: Row) -> str | None:
