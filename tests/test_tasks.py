@@ -261,3 +261,16 @@ def test_what_is_read_as_the_answer(text, gold, found):
                                  {"dataset": "gcd", "metadata": {}, "answer": "5", "options": {"x": 1}}, {"dataset": "gcd", "metadata": "[1]"}, {"dataset": "gcd", "metadata": {}, "credit": "some"}])  # fmt: skip
 def test_broken_rows_are_the_rows_fault(verifier, row):
     assert one(verifier, "5", row).status is Status.UNPARSED
+
+
+def test_parts_share_no_question_whatever_the_seeds() -> None:
+    """The package's seeds overlap; a hash of the question tells training and held-out rows apart."""
+    source = "reasoning-gym:chain_sum(size=300, seed={}, min_terms=2, max_terms=2, min_digits=1, max_digits=1{})"
+    asked = lambda seed, part: {r.messages[-1].content for r in load(source.format(seed, part), "prompts").records}  # noqa: E731
+    train, held = asked(1, ', part="train"'), asked(2, ', part="held_out"')
+    assert train and held and not train & held
+    assert asked(1, "") & asked(2, "")  # without parts they overlap
+    assert train | asked(1, ', part="held_out"') == asked(1, "")
+    assert 0.03 < len(held) / len(asked(2, "")) < 0.25
+    with pytest.raises(ConfigError, match="part='test' is none of train, held_out"):
+        load(source.format(1, ', part="test"'), "prompts")

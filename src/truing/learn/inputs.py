@@ -8,6 +8,7 @@ from typing import Any
 
 from truing.assets import sha256
 from truing.config import Frozen, Stage
+from truing.data.tasks import is_task
 from truing.models.roles import wants_bfloat16
 from truing.rewards import expression
 
@@ -19,7 +20,7 @@ TABLES = ("monitors", "scores")  # of reward expressions
 def fingerprint(config: Frozen) -> dict[str, Any]:
     """The options as plain values, with ``inputs``: the SHA-256 of every data file and of every saved model's weights.
 
-    Built-in names, hub ids and functions have no content to hash here; they are named by the options themselves.
+    Built-in names, hub ids, tasks that are made and functions have no content to hash here; they are named by the options themselves.
     """
     options = config.model_dump()
     named = {key: options[key] for key in (*FILES, *MODELS) if isinstance(options.get(key), str)}
@@ -29,7 +30,7 @@ def fingerprint(config: Frozen) -> dict[str, Any]:
             rewards |= {f"{table}.{key}": value for key, value in options[table].items()}
     for key, text in rewards.items():
         named |= {key if folder == text else f"{key}: {folder}": folder for folder in sorted(expression.folders(text))}
-    inputs = {key: found for key, value in named.items() if (found := _content(Path(value))) is not None}
+    inputs = {key: found for key, value in named.items() if not is_task(value) and (found := _content(Path(value))) is not None}
     if isinstance(config, Stage) and config.dtype == "auto":  # another processor would choose another precision and other bits
         inputs["dtype"] = "bfloat16" if wants_bfloat16(config) else "float32"
     return {**options, "inputs": inputs} if inputs else options
