@@ -16,8 +16,8 @@ from truing.data.formats import check_disjoint, load, prompt_key, row_key
 from truing.envs.text import open_text_environment
 from truing.errors import DataError
 from truing.methods.evaluate import attempts
-from truing.methods.grpo_record import _gap
 from truing.methods.groups import Drawn
+from truing.methods.grpo_record import _gap
 from truing.models.pack import Pack
 from truing.observe.gaming import gaming
 from truing.rewards.completions import as_completions
