@@ -38,6 +38,8 @@ LABS: dict[str, str] = {
     "optimum": "a language small enough to know the best policy, and PPO that finds it",
     "ablations": "PPO without its clip, baseline, beta, sign or last token: how each fails",
     "vocabulary": "the same PPO on a grid and on a language model, word by word",
+    "verifiable": "GRPO, RLOO and Dr. GRPO where an answer can be checked: learned, or only sharpened",
+    "programs": "a small model learns to program from unit tests in the sandbox, and to cheat where it can",
 }
 
 
