@@ -308,3 +308,14 @@ def test_the_divergence_to_come_is_clipped_like_any_policy_gradient():
     torch.testing.assert_close(kl.penalty(*args), torch.tensor([1.618876 - 4.0, 1.5], dtype=torch.float64), atol=1e-6, rtol=0)
     # clipped at 0.2: max(-2 * 2, -2 * 1.2) = -2.4 and max(3 * 0.5, 3 * 0.8) = 2.4
     torch.testing.assert_close(kl.penalty(*args, 0.2), torch.tensor([1.618876 - 2.4, 2.4], dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_best_of_group_over_the_last_axis() -> None:
+    """One group alone, and two tasks of two groups: each group by itself, ties share the place, and equal rewards choose nobody."""
+    from truing.maths.advantages import best_of_group
+
+    assert best_of_group(torch.tensor([0.2, 0.9, 0.9])).tolist() == [0.0, 1.0, 1.0]
+    many = torch.tensor([[[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]], [[9.0, 0.0, 0.0], [-1.0, -2.0, -1.0]]])
+    assert best_of_group(many).tolist() == [[[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]], [[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]]]
+    with pytest.raises(ValueError, match="best_of_group: rewards"):
+        best_of_group(torch.tensor([1.0]))

@@ -196,3 +196,11 @@ def test_majority_refuses(arguments: tuple[Any, ...], message: str) -> None:
         stats.majority_at_k(*arguments)
     with pytest.raises(ValueError, match="draws=0"):
         stats.majority_at_k(["a"], [True], 1, draws=0)
+    assert stats.majority_at_k(["a"], [True], 1, draws=1) == 1.0
+
+
+def test_majority_counts_every_subset_up_to_a_thousand() -> None:
+    """C(14, 4) = 1001 subsets are one too many to count by default, C(13, 4) = 715 are not."""
+    answers, right = ["x"] * 9 + ["y"] * 5, [True] * 9 + [False] * 5
+    assert stats.majority_at_k(answers, right, 4) != stats.majority_at_k(answers, right, 4, draws=1001)
+    assert stats.majority_at_k(answers[1:], right[1:], 4) == stats.majority_at_k(answers[1:], right[1:], 4, draws=715)

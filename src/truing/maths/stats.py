@@ -172,7 +172,7 @@ def _vote(samples: Sequence[tuple[Hashable | None, bool]]) -> float:
     if not votes:
         return 0.0
     most = max(votes.values())
-    first = [right for answer, right in samples if answer is not None and votes[answer] == most]
+    first = [right for answer, right in samples if votes[answer] == most]  # None has no votes
     return sum(first) / len(first)
 
 
