@@ -111,8 +111,8 @@ def test_the_boundaries_of_saving_change_nothing(every: int, train: Train, world
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "episodes": {"environment": "guess(guesses=2, explain=false)", "max_turns": 2, "reward": 'environment() + 0.1 * function("ppo_tiny:sums")', "kl": {"coef": 0.1, "target": 0.05, "horizon": 40}},
-    "every weight, whitened, dropped": {"preset": "reinforce++", "lora": None, "lr": 2e-3, "zero_variance": "drop", "kl": {"coef": 0.1, "target": 0.05, "horizon": 40}},
-    "a greedy baseline": {"preset": "remax", "scores": {"timeout": None}},
+    "every weight, whitened, dropped": {"preset": "reinforce++-baseline", "lora": None, "lr": 2e-3, "zero_variance": "drop", "kl": {"coef": 0.1, "target": 0.05, "horizon": 40}},
+    "a greedy baseline": {"preset": "remax", "zero_variance": "keep", "scores": {"timeout": None}},
     "a single update without a reference": {"preset": "dapo", "kl": {"coef": 0.0, "target": None}, "epochs": 1, "minibatches": 1},
     "a learned reward, scores of the first rollout": {"reward": "rm", "scores": {"normalise": "reference", "timeout": None}},
     "a reward in a process of its own": {"scores": {"normalise": "running", "timeout": 20.0}},
