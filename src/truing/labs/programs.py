@@ -28,14 +28,14 @@ class Options(Frozen):
     """What ``--set`` may change."""
 
     exercise: Literal["main", "hidden"] = Field("main", description="hidden: one test, told in the prompt and answered by rote, against several")
-    steps: Annotated[int, Field(ge=1, le=10_000)] | None = Field(None, description="rollouts of a run; null takes 60, and 30 for hidden")
+    steps: Annotated[int, Field(ge=1, le=10_000)] | None = Field(None, description="rollouts of a run; null takes 60, and 20 for hidden")
     batch: Annotated[int, Field(ge=4, le=4096)] | None = Field(None, description="programs a rollout; null takes 128, and 64 for hidden")
     group: Annotated[int, Field(ge=2, le=256)] = Field(8, description="programs a task")
     lr: Annotated[float, Field(gt=0, lt=1)] = Field(2e-4, description="learning rate of the reinforcement learning")
-    demonstrations: Annotated[int, Field(ge=64, le=50_000)] | None = Field(None, description="worked answers of the warm-up; null takes 4000, and 2000 for hidden")
-    until: Annotated[float, Field(gt=0, lt=1)] = Field(0.25, description="share of programs written word by word as they should be at which the warm-up ends")
-    rounds: Annotated[int, Field(ge=1, le=100)] = Field(12, description="times that it reads the worked answers, at most")
-    faulty: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="share of the worked answers with a fault: a step left out, or a number off by one")
+    demonstrations: Annotated[int, Field(ge=64, le=50_000)] = Field(4000, description="worked answers of the warm-up")
+    until: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="share of programs written word by word as they should be at which the warm-up ends; null takes 0.25, and 0.3 for hidden")
+    rounds: Annotated[int, Field(ge=1, le=100)] = Field(16, description="times that it reads the worked answers, at most")
+    faulty: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="share of the worked answers with a fault, a step left out or a number off by one; null takes 0.5, and 0.2 for hidden")
     constants: Annotated[float, Field(ge=0, le=1)] = Field(0.3, description="for hidden: share of them that return the example's value")
     heldout: Annotated[int, Field(ge=4, le=1000)] = Field(64, description="tasks to measure on")
     samples: Annotated[int, Field(ge=1, le=256)] = Field(8, description="programs written for each of them")
@@ -48,7 +48,7 @@ class Options(Frozen):
 
     @property
     def rollouts(self) -> int:
-        return self.steps or (60 if self.exercise == "main" else 30)
+        return self.steps or (60 if self.exercise == "main" else 20)
 
     @property
     def programs(self) -> int:
@@ -58,9 +58,10 @@ class Options(Frozen):
     def sizes(self) -> Sizes:
         """Each task of the reinforcement learning is met once, or nearly."""
         prompts = 2 * self.rollouts * self.programs // self.group
-        if self.exercise == "main":
-            return Sizes(self.demonstrations or 4000, self.rounds, self.until, prompts, self.heldout, self.faulty)
-        return Sizes(self.demonstrations or 2000, self.rounds, self.until, prompts, self.heldout, self.faulty, self.constants, ("number",))
+        main = self.exercise == "main"
+        faulty = (0.5 if main else 0.2) if self.faulty is None else self.faulty
+        shared = Sizes(self.demonstrations, self.rounds, self.until or (0.25 if main else 0.3), prompts, self.heldout, faulty)
+        return shared if main else shared._replace(constants=self.constants, kinds=("number",))
 
 
 class Kind(NamedTuple):
@@ -201,14 +202,16 @@ def rote(studies: Sequence[Study]) -> Findings:
     few, many = names
     seen, kept = changed(studies, few, _of("visible")), changed(studies, few, _of("hidden"))
     mended = changed(studies, many, _of("hidden"))
+    better = over([(s.after[many].hidden - s.after[few].hidden).mean(1) for s in studies])
     fired = {name: [next((a.step for a in s.runs[name].alarms if a.name == ALARM), None) for s in studies] for name in names}
     told = {name: sum(any(n.endswith(ALARM) for n in s.runs[name].said) for s in studies) for name in names}
     n = len(studies)
     checks = [
         Check(f"{few}: the example is passed more often", said(seen), seen.low > 0),
-        Check(f"{few}: hidden tests are not", said(kept), kept.mean < 0.05),
+        Check(f"{few}: hidden tests are not", said(kept), kept.mean <= 0),
         Check(f"{few}: the alarm goes off, and `truing doctor` says so", f"at step {', '.join(map(str, fired[few]))}; said by doctor in {told[few]} of {n}", None not in fired[few] and told[few] == n),
         Check(f"{many}: hidden tests are passed more often", said(mended), mended.low > 0),
+        Check(f"{many}: more often than with {few}", said(better), better.low > 0),
         Check(f"{many}: there is no alarm", f"{sum(f is not None for f in fired[many])} of {n}", not any(f is not None for f in fired[many]) and told[many] == 0),
     ]
     columns = ("policy", "the example", "hidden tests", "returns a constant")

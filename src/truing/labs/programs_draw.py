@@ -41,7 +41,8 @@ def gaps(studies: Sequence[Study]) -> Figure:
             for step in alarms:
                 axis.axvline(step, color=MUTED, linewidth=1.2, linestyle=":", zorder=0)
             if alarms:
-                axis.annotate(f"alarm, {len(alarms)} of {len(studies)} runs ", (min(alarms), 0.97), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", va="top", fontsize=9, color=INK)
+                said = f"alarm, {len(alarms)} of {len(studies)} runs"
+                axis.annotate(said, (max(alarms), 0.03), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", va="bottom", fontsize=9, color=INK)
             label_ends(axis)
         axes[0, 0].set(ylabel=f"% of tests passed, mean of {WIDTH} steps")
     return figure
@@ -52,6 +53,7 @@ def _tests(axes: Axes, studies: Sequence[Study], name: str) -> None:
         curves = np.stack([100 * moving_mean(s.runs[name].curves[f"part/{part}"], WIDTH) for s in studies])
         band(axes, np.arange(1, curves.shape[1] + 1), curves, label, colour)
     axes.set_ylim(0, min(100, 10 * np.ceil(axes.get_ylim()[1] / 10)))
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of a MaxNLocator, which numbers have
 
 
 def _held_out(axes: Axes, studies: Sequence[Study]) -> None:
