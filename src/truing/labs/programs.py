@@ -163,7 +163,7 @@ def speeds(studies: Sequence[Study]) -> Table:
         runs = [s.runs[name] for s in studies]
         rate, share, seconds = (float(np.mean([getattr(r, key) for r in runs])) for key in ("rate", "sandbox", "seconds"))
         found.append((name, round(rate), f"{share:.0%}", round(seconds)))
-    return Table("The sandbox; means over seeds", ("run", "programs run a second", "share of a run's time", "seconds a run"), found)
+    return Table("The sandbox; means over seeds", ("run", "executions a second", "share of a run's time", "seconds a run"), found)
 
 
 def main(studies: Sequence[Study]) -> Findings:
