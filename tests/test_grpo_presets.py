@@ -197,6 +197,21 @@ def test_soft_penalty_of_long_completions() -> None:
     assert past.advantages[:, 0].tolist() == pytest.approx([(r - mean) / std for r in rewards], abs=1e-5)
 
 
+def test_tokens_on_which_sampler_and_trainer_disagree() -> None:
+    """The sampler says each token of the second completion was ten times likelier, the third's twice as unlikely: weights 0.1 and 2."""
+    found = hand.drawn()
+    sampler = hand.grid(OLD).clone()
+    sampler[1] += torch.tensor(10.0).log()
+    sampler[2] -= torch.tensor(2.0).log()
+    object.__setattr__(found.batch.rollout, "sampler_logp_BT", sampler)
+    weighed = lambda second, third: sum({1: second, 2: third}.get(i, 1.0) * clipped(i, t, CENTRED[i], 0.2, 0.2) for i, t in tokens()) / (4 * 5)  # noqa: E731
+    assert float(hand.loss(hand.options("dr_grpo", sampler_cap=1.5), found)) == pytest.approx(weighed(0.1, 1.5), abs=1e-6)
+    assert float(hand.loss(hand.options("dr_grpo", sampler_cap=1.5, sampler_outside="mask"), found)) == pytest.approx(weighed(0.0, 0.0), abs=1e-6)
+    assert float(hand.loss(hand.options("dr_grpo", sampler_cap=2.5, sampler_outside="mask"), found)) == pytest.approx(weighed(0.0, 2.0), abs=1e-6)
+    with pytest.raises(ValueError, match="needs the bound sampler_cap"):
+        hand.options("dr_grpo", sampler_outside="mask")
+
+
 def test_completions_that_the_policy_has_left_are_masked() -> None:
     """Mean log pi_old - log pi of the four: 0.05, 0.4, -0.1, -0.2. Only the second has a negative advantage and exceeds 0.3."""
     masked = float(hand.loss(hand.options("dr_grpo", mask_beyond=0.3)))

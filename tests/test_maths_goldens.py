@@ -319,3 +319,14 @@ def test_best_of_group_over_the_last_axis() -> None:
     assert best_of_group(many).tolist() == [[[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]], [[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]]]
     with pytest.raises(ValueError, match="best_of_group: rewards"):
         best_of_group(torch.tensor([1.0]))
+
+
+def test_masked_importance_keeps_its_bounds_and_refuses_less_than_one() -> None:
+    from truing.maths.policy import masked_importance
+
+    logp = torch.tensor([0.5, 2.0, 0.49, 2.01, 1.0], dtype=torch.float64).log().requires_grad_()
+    found = masked_importance(logp, torch.zeros(5, dtype=torch.float64), cap=2.0 + 1e-9)
+    assert found.tolist() == pytest.approx([0.5, 2.0, 0.0, 0.0, 1.0]) and not found.requires_grad
+    assert masked_importance(torch.zeros(1), torch.zeros(1), cap=1.0).tolist() == [1.0]
+    with pytest.raises(ValueError, match="cap=0.9 must be 1 or more"):
+        masked_importance(torch.zeros(1), torch.zeros(1), cap=0.9)

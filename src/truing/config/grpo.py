@@ -96,6 +96,7 @@ class GRPO(Stage):
     overlong: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="the last share of max_new_tokens over which a soft penalty falls from 0 to -1 (DAPO); null has none")
     curriculum: Curriculum = Curriculum()
     sampler_cap: Annotated[float, Field(ge=1)] | None = Field(2.0, description="weight each token by pi_trainer / pi_sampler, at most this, when their numbers differ; null does not correct")
+    sampler_outside: Literal["cap", "mask"] = Field("cap", description="a weight above sampler_cap: limit it; or leave out every token whose weight lies outside 1 / sampler_cap .. sampler_cap")
     mask_beyond: Annotated[float, Field(gt=0)] | None = Field(None, description="leave out completions of negative advantage that the policy has already left by more than this many nats a token (DeepSeek-V3.2); 0.5 is usual, null keeps all")
     max_new_tokens: Positive = Field(64, description="a completion that is longer is cut off")
     temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of sampling, and of every log-probability")
@@ -129,6 +130,8 @@ class GRPO(Stage):
             raise ValueError(f"max_turns={self.max_turns} counts the turns of an episode, and there is no environment; set environment, or leave max_turns out")
         if self.environment is not None and self.overlong is not None:
             raise ValueError("overlong counts the tokens of one completion, and an episode has several turns; use overlong: null, or subtract excess_tokens(n) from the reward")
+        if self.sampler_outside == "mask" and self.sampler_cap is None:
+            raise ValueError("sampler_outside: mask needs the bound sampler_cap; set it (2 is usual), or leave sampler_outside out")
         if self.ratio == "none" and self.clip != "none":
             raise ValueError(f"clip: {self.clip} bounds a ratio and ratio: none has none; use clip: none, or ratio: token")
         if self.clip == "surrogate" and self.clip_low is None:

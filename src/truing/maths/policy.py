@@ -87,6 +87,20 @@ def truncated_importance(logp: Tensor, logp_sampler: Tensor, cap: float) -> Tens
     return ratio(logp, logp_sampler).detach().clamp(max=cap)
 
 
+def masked_importance(logp: Tensor, logp_sampler: Tensor, cap: float) -> Tensor:
+    """Weight ``pi(a|s) / mu(a|s)`` where it lies in ``[1 / cap, cap]``, else 0: a token on which two programs disagree is left out. A constant.
+
+    Raises ValueError when shapes differ or cap is below 1. Source: Zhao et al. 2025, "Small leak can sink a great ship" (IcePop).
+
+    >>> masked_importance(torch.tensor([0.5, 0.9, 0.1]).log(), torch.tensor([0.4, 0.3, 0.5]).log(), cap=2.0)  # 1.25; 3 and 1/5 are outside
+    tensor([1.2500, 0.0000, 0.0000])
+    """
+    if not cap >= 1:
+        raise ValueError(f"masked_importance: cap={cap} must be 1 or more, or samples that agree would be left out")
+    rho = ratio(logp, logp_sampler).detach()
+    return torch.where((rho >= 1 / cap) & (rho <= cap), rho, 0.0)
+
+
 def clip_share(logp: Tensor, logp_old: Tensor, clip_low: float = 0.2, clip_high: float | None = None) -> Tensor:
     """1 where the ratio lies outside the clip bounds, else 0, one number an element.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from truing.config import GRPO
 from truing.maths import kl, reduce
-from truing.maths.policy import cispo, clip_share, clipped_surrogate, ratio, reinforce, sequence_logp, truncated_importance
+from truing.maths.policy import cispo, clip_share, clipped_surrogate, masked_importance, ratio, reinforce, sequence_logp, truncated_importance
 from truing.methods.ppo_update import Seen
 
 
@@ -42,7 +42,8 @@ def token_losses(logp: Tensor, entropy: Tensor, before: Before, counted: Tensor,
     old = logp.detach() if before.logp is None else before.logp
     loss = surrogate(logp, old, before.advantages, counted, config, seen)
     if config.sampler_cap is not None:
-        loss = truncated_importance(old, before.sampler_logp, config.sampler_cap) * loss
+        weigh = truncated_importance if config.sampler_outside == "cap" else masked_importance
+        loss = weigh(old, before.sampler_logp, config.sampler_cap) * loss
     if config.mask_beyond is not None:
         loss = loss * ~left_behind(logp, old, before.advantages, counted, config.mask_beyond)[:, None]
     seen.add(logp=logp[counted], logp_old=old[counted], surrogate=loss[counted], entropy=entropy[counted], mismatch=(old - before.sampler_logp)[counted])
