@@ -120,3 +120,18 @@ def test_a_reward_of_both_runs_in_an_environment(tmp_path: Path) -> None:
     grpo(config, tmp_path / "run", seed=0)  # type: ignore[arg-type]
     (row, *_) = [json.loads(line) for line in (tmp_path / "run" / "samples" / "step-000001.jsonl").read_text().splitlines()]
     assert {"verified", "environment"} <= set(row["parts"])
+
+
+def test_the_entropy_bonus_adapts_and_is_logged(tmp_path: Path) -> None:
+    """Below a target that no policy reaches the bonus grows by 0.005 a rollout; above one that all exceed it stays 0."""
+    import grpo_tiny
+
+    world = grpo_tiny.world(tmp_path)
+    settings = {"preset": "dr_grpo", "reward": "grpo_tiny:parity", "steps": 4, "epochs": 1, "minibatches": 1}
+    low = grpo_tiny.run(world, tmp_path / "low", entropy_target=1000.0, **settings)
+    assert [m["policy/entropy_weight"] for m in low] == pytest.approx([0.0, 0.005, 0.01, 0.015])
+    high = grpo_tiny.run(world, tmp_path / "high", entropy_target=0.001, **settings)
+    assert [m["policy/entropy_weight"] for m in high] == [0.0] * 4
+    assert high[-1]["grad/norm"] != low[-1]["grad/norm"]
+    with pytest.raises(ValueError, match="leave one of them out"):
+        make_stage("grpo", {"prompts": "p", "entropy": 0.1, "entropy_target": 1.0})

@@ -169,5 +169,5 @@ def test_wrong_options_are_refused(wrong):
 
 
 def test_sizes_fit_what_is_asked_for():
-    assert Options(steps=10, batch=16, group=4).sizes == Sizes(4000, 16, 0.25, 80, 64, 0.5)
+    assert Options(steps=10, batch=16, group=4).sizes == Sizes(2000, 12, 0.25, 80, 64, 0.5)
     assert Options(exercise="hidden").sizes.kinds == ("number",) and Options(exercise="hidden").rollouts == 20

@@ -330,3 +330,13 @@ def test_masked_importance_keeps_its_bounds_and_refuses_less_than_one() -> None:
     assert masked_importance(torch.zeros(1), torch.zeros(1), cap=1.0).tolist() == [1.0]
     with pytest.raises(ValueError, match="cap=0.9 must be 1 or more"):
         masked_importance(torch.zeros(1), torch.zeros(1), cap=0.9)
+
+
+def test_the_entropy_bonus_follows_its_target() -> None:
+    from truing.maths.policy import adapted_entropy_weight as adapted
+
+    assert adapted(0.01, 0.19, 0.2) == pytest.approx(0.015) and adapted(0.01, 0.2, 0.2) == pytest.approx(0.005)  # at the target it falls
+    assert adapted(0.003, 1.0, 0.2) == 0.0 and adapted(0.0, 0.1, 0.2, step=0.5) == 0.5 and adapted(1.0, 9.0, 0.2, step=0.25) == 0.75
+    for wrong in ({"weight": -0.1}, {"target": 0.0}, {"step": 0.0}):
+        with pytest.raises(ValueError, match="adapted_entropy_weight"):
+            adapted(**{"weight": 0.0, "entropy": 0.1, "target": 0.2, **wrong})

@@ -90,6 +90,7 @@ class GRPO(Stage):
     reduction: Literal["token", "sequence", "constant", "sum"] = Field("sequence", description="mean over tokens; over completions of their token means; sum over tokens by max_new_tokens; sum over tokens, mean over completions")
     kl: GroupKL = GroupKL()
     entropy: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the entropy bonus in the loss")
+    entropy_target: Annotated[float, Field(gt=0)] | None = Field(None, description="nats a token that the bonus keeps the policy above: entropy then starts at 0, and rises or falls by 0.005 a rollout; null keeps it as it is")
     zero_variance: Literal["keep", "drop", "resample"] = Field("keep", description="groups whose rewards are all equal: keep them with advantage 0, drop them from the batch, or sample other prompts in their place")
     resample_rounds: Positive = Field(3, description="most times that prompts are sampled again for one rollout")
     truncated: Literal["keep", "mask"] = Field("keep", description="completions cut off at max_new_tokens: train on them, or on their group's other completions only")
@@ -130,6 +131,8 @@ class GRPO(Stage):
             raise ValueError(f"max_turns={self.max_turns} counts the turns of an episode, and there is no environment; set environment, or leave max_turns out")
         if self.environment is not None and self.overlong is not None:
             raise ValueError("overlong counts the tokens of one completion, and an episode has several turns; use overlong: null, or subtract excess_tokens(n) from the reward")
+        if self.entropy_target is not None and self.entropy:
+            raise ValueError(f"entropy={self.entropy} is a fixed weight and entropy_target adapts it; leave one of them out")
         if self.sampler_outside == "mask" and self.sampler_cap is None:
             raise ValueError("sampler_outside: mask needs the bound sampler_cap; set it (2 is usual), or leave sampler_outside out")
         if self.ratio == "none" and self.clip != "none":

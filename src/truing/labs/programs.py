@@ -29,12 +29,12 @@ class Options(Frozen):
 
     exercise: Literal["main", "hidden"] = Field("main", description="hidden: one test, told in the prompt and answered by rote, against several")
     steps: Annotated[int, Field(ge=1, le=10_000)] | None = Field(None, description="rollouts of a run; null takes 60, and 20 for hidden")
-    batch: Annotated[int, Field(ge=4, le=4096)] | None = Field(None, description="programs a rollout; null takes 128, and 64 for hidden")
+    batch: Annotated[int, Field(ge=4, le=4096)] | None = Field(None, description="programs a rollout; null takes 96, and 64 for hidden")
     group: Annotated[int, Field(ge=2, le=256)] = Field(8, description="programs a task")
     lr: Annotated[float, Field(gt=0, lt=1)] = Field(2e-4, description="learning rate of the reinforcement learning")
-    demonstrations: Annotated[int, Field(ge=64, le=50_000)] = Field(4000, description="worked answers of the warm-up")
+    demonstrations: Annotated[int, Field(ge=64, le=50_000)] | None = Field(None, description="worked answers of the warm-up; null takes 2000, and 4000 for hidden")
     until: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="share of programs written word by word as they should be at which the warm-up ends; null takes 0.25, and 0.3 for hidden")
-    rounds: Annotated[int, Field(ge=1, le=100)] = Field(16, description="times that it reads the worked answers, at most")
+    rounds: Annotated[int, Field(ge=1, le=100)] | None = Field(None, description="times that it reads the worked answers, at most; null takes 12, and 16 for hidden")
     faulty: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="share of the worked answers with a fault, a step left out or a number off by one; null takes 0.5, and 0.2 for hidden")
     constants: Annotated[float, Field(ge=0, le=1)] = Field(0.3, description="for hidden: share of them that return the example's value")
     heldout: Annotated[int, Field(ge=4, le=1000)] = Field(64, description="tasks to measure on")
@@ -52,7 +52,7 @@ class Options(Frozen):
 
     @property
     def programs(self) -> int:
-        return self.batch or (128 if self.exercise == "main" else 64)
+        return self.batch or (96 if self.exercise == "main" else 64)
 
     @property
     def sizes(self) -> Sizes:
@@ -60,7 +60,7 @@ class Options(Frozen):
         prompts = 2 * self.rollouts * self.programs // self.group
         main = self.exercise == "main"
         faulty = (0.5 if main else 0.2) if self.faulty is None else self.faulty
-        shared = Sizes(self.demonstrations, self.rounds, self.until or (0.25 if main else 0.3), prompts, self.heldout, faulty)
+        shared = Sizes(self.demonstrations or (2000 if main else 4000), self.rounds or (12 if main else 16), self.until or (0.25 if main else 0.3), prompts, self.heldout, faulty)
         return shared if main else shared._replace(constants=self.constants, kinds=("number",))
 
 

@@ -101,6 +101,19 @@ def masked_importance(logp: Tensor, logp_sampler: Tensor, cap: float) -> Tensor:
     return torch.where((rho >= 1 / cap) & (rho <= cap), rho, 0.0)
 
 
+def adapted_entropy_weight(weight: float, entropy: float, target: float, step: float = 0.005) -> float:
+    """The entropy bonus of the next rollout: ``weight + step`` while the entropy is below its target, else ``max(0, weight - step)``.
+
+    Source: He et al. 2025, Skywork-OR1 (arXiv 2505.22312), section 3.2.5.
+
+    >>> adapted_entropy_weight(0.0, entropy=0.1, target=0.2), adapted_entropy_weight(0.0, entropy=0.3, target=0.2)
+    (0.005, 0.0)
+    """
+    if not (weight >= 0 and target > 0 and step > 0):
+        raise ValueError(f"adapted_entropy_weight: weight={weight} cannot be negative; target={target} and step={step} must be positive")
+    return weight + step if entropy < target else max(0.0, weight - step)
+
+
 def clip_share(logp: Tensor, logp_old: Tensor, clip_low: float = 0.2, clip_high: float | None = None) -> Tensor:
     """1 where the ratio lies outside the clip bounds, else 0, one number an element.
 

@@ -24,6 +24,7 @@ from truing.learn.run import Run
 from truing.learn.update import Learner, parts
 from truing.maths import kl
 from truing.maths.advantages import whiten
+from truing.maths.policy import adapted_entropy_weight
 from truing.maths.returns import discounted_returns
 from truing.methods import probes
 from truing.methods.actor import Actor, open_actor
@@ -56,7 +57,7 @@ def grpo(config: GRPO, folder: Path, *, seed: int, progress: Any = None) -> dict
             actor.parameters(), lr=config.lr, total=config.steps * updates, warmup=config.warmup, schedule=config.schedule,
             weight_decay=config.weight_decay, grad_clip=config.grad_clip, micro_tokens=config.micro_tokens, eps=1e-5,
         )  # fmt: skip
-        state: dict[str, Any] = {"kl_coef": config.kl.coef, "normaliser": None, "told": [], "walk": walk.state()}
+        state: dict[str, Any] = {"kl_coef": config.kl.coef, "normaliser": None, "told": [], "walk": walk.state(), "entropy": config.entropy}
 
         for step in steps(run, learner, config.steps, every=config.save_every, state=lambda: state, restore=state.update):
             walk.restore(state["walk"])
@@ -72,7 +73,8 @@ def grpo(config: GRPO, folder: Path, *, seed: int, progress: Any = None) -> dict
             clock.lap("reference")
             before = advantage(drawn, shaped, used, groups, seen, config, control.coef)
             table = Seen()
-            updated = update(learner, actor, drawn.batch, before, plan, config, table)
+            bonus = config.model_copy(update={"entropy": state["entropy"]})
+            updated = update(learner, actor, drawn.batch, before, plan, bonus, table)
             clock.lap("update")
 
             values = record(drawn, normalised, group_varied, used, before, seen, table, updated, config) | walk.metrics() | {"kl/coef": control.coef}
@@ -80,6 +82,9 @@ def grpo(config: GRPO, folder: Path, *, seed: int, progress: Any = None) -> dict
             told = warn(run, step, values, drawn.batch, drawn.monitored, state["told"], probes.findings(values))
             news = told != state["told"]
             coef = control.after(values["kl/sequence"], len(drawn.batch)).coef if "kl/sequence" in values else control.coef
+            if config.entropy_target is not None and "policy/entropy" in values:
+                values["policy/entropy_weight"] = state["entropy"]
+                state["entropy"] = adapted_entropy_weight(state["entropy"], values["policy/entropy"], config.entropy_target)
             state.update(kl_coef=coef, normaliser=normaliser.state(), told=told, walk=walk.state())
             run.log("metrics", step, values)
             run.log("timing", step, clock.phases(drawn.batch.rollout))

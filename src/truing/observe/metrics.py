@@ -137,6 +137,7 @@ _ROWS = [
     Metric("policy/ratio_max", "ratio", "largest pi / pi_old of any trained token in the step", Healthy(0.0, 20.0, "single tokens dominate the update; lower lr"), PPO, _RL),
     Metric("policy/entropy", "nats per token", "mean entropy of the policy's next-token distribution at the sampled positions; of a group method, of the completions that have a gradient",
            Healthy(0.1, None, "the policy has become nearly deterministic: exploration is over. Raise the KL coefficient or the entropy bonus"), PPO, _RL),
+    Metric("policy/entropy_weight", "score per nat", "weight of the entropy bonus, as entropy_target has adapted it", Healthy(0.0, None, "a negative bonus drives exploration out", "every", "error"), "He et al. 2025, Skywork-OR1 (2505.22312)", ("grpo",)),
     Metric("policy/first_ratio_error", "ratio", "largest |ratio - 1| in the first minibatch after sampling, before any update: 0 by definition",
            Healthy(0.0, 0.0, _MISTRUST, "every", "error"), DETAILS, _RL),
     Metric("policy/updates", "updates", "optimiser steps made of the rollout's planned epochs x minibatches", Healthy(1.0, None, "no update was made of the rollout: no group's rewards differ, or kl.stop is too small", "every"), DETAILS, _RL),
