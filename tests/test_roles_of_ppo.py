@@ -165,11 +165,11 @@ def test_frozen_layers_see_each_sequence_once_whatever_the_roles_and_epochs(fold
     seen: dict[int, list[tuple[int, ...]]] = {}
     real = llama.run_layers
 
-    def counted(model: Any, x: Any, pack: Pack, first: int, last: int, adapter: Any) -> Any:
+    def counted(model: Any, x: Any, pack: Pack, first: int, last: int, adapter: Any, *rest: Any) -> Any:
         if first < 2:
             seen.setdefault(id(model), []).extend(tuple(s.tolist()) for s in pack.ids_N.split(pack.lengths))
             assert (first, last, adapter) == (0, 2, None) and (len(pack) == 1 or pack.tokens <= micro_tokens)
-        return real(model, x, pack, first, last, adapter)
+        return real(model, x, pack, first, last, adapter, *rest)
 
     monkeypatch.setattr(llama, "run_layers", counted)
     pack = Pack(SEQUENCES)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,6 +133,17 @@ class TokenPair:
     id: str = ""
 
 
+class Truncation(Protocol):
+    """Which part of the distribution tokens were drawn from; `truing.config.Sampling` is one, and says what its fields mean."""
+
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """What a sampler produced, token for token; nothing in it was decoded and re-encoded.
@@ -148,6 +159,7 @@ class Rollout:
         heard: what an environment said in between, one tuple a sample of ``(k, ids)``: these tokens stand before the k-th sampled one
             (from 0). They are part of the state, never of the action: no tensor here has a place for them, so they are not trained
             on and break no return. Empty when nobody spoke.
+        truncation: which tokens could be drawn at all; None for every one.
 
     Example: a sample said ``[a b]``, was told ``[x y z]`` and said ``[c]``: completion ``[a b c]``, heard ``((2, (x, y, z)),)``.
     """
@@ -160,6 +172,7 @@ class Rollout:
     temperature: float
     version: int
     heard: tuple[tuple[tuple[int, tuple[int, ...]], ...], ...] = ()
+    truncation: Truncation | None = None
 
     @property
     def lengths_B(self) -> Tensor:
@@ -169,7 +182,7 @@ class Rollout:
         """The rollout of some of the samples."""
         return Rollout(
             [self.prompts[i] for i in rows], self.completion_BT[rows], self.trained_BT[rows], self.sampler_logp_BT[rows], self.finished_B[rows],
-            self.temperature, self.version, tuple(self.heard[i] for i in rows) if self.heard else (),
+            self.temperature, self.version, tuple(self.heard[i] for i in rows) if self.heard else (), self.truncation,
         )  # fmt: skip
 
     def said(self) -> list[list[int]]:

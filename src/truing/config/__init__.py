@@ -7,10 +7,10 @@ with a did-you-mean; `truing schema` prints the JSON schema.
 
 from truing.config.grpo import GRPO, PRESETS
 from truing.config.methods import PPO, SFT, Evaluate, Reward
-from truing.config.options import KL, Frozen, Lora, Positive, Rate, Scores, Share, Stage
-from truing.config.recipe import METHODS, AnyStage, Recipe, explain, load_recipe, make_options, make_recipe, make_stage, parse_yaml, suggestion
+from truing.config.options import KL, Frozen, Lora, Positive, Rate, Sampling, Scores, Share, Stage
+from truing.config.recipe import METHODS, AnyStage, Recipe, checked, explain, load_recipe, make_options, make_recipe, make_stage, parse_yaml, suggestion
 
 __all__ = [
-    "GRPO", "KL", "METHODS", "PPO", "PRESETS", "SFT", "AnyStage", "Evaluate", "Frozen", "Lora", "Positive", "Rate", "Recipe", "Reward", "Scores", "Share", "Stage",
-    "explain", "load_recipe", "make_options", "make_recipe", "make_stage", "parse_yaml", "suggestion",
+    "GRPO", "KL", "METHODS", "PPO", "PRESETS", "SFT", "AnyStage", "Evaluate", "Frozen", "Lora", "Positive", "Rate", "Recipe", "Reward", "Sampling", "Scores", "Share", "Stage",
+    "checked", "explain", "load_recipe", "make_options", "make_recipe", "make_stage", "parse_yaml", "suggestion",
 ]  # fmt: skip

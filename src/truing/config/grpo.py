@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from truing.config.options import Divergence, Frozen, Positive, Scores, Share, Stage
+from truing.config.options import Divergence, Frozen, Positive, Sampling, Scores, Share, Stage
 
 _TOKEN = {"ratio": "token", "clip": "surrogate", "clip_low": 0.2, "clip_high": 0.2}
 _PLAIN = {"ratio": "none", "clip": "none", "reduction": "sum"}
@@ -101,6 +101,7 @@ class GRPO(Stage):
     mask_beyond: Annotated[float, Field(gt=0)] | None = Field(None, description="leave out completions of negative advantage that the policy has already left by more than this many nats a token (DeepSeek-V3.2); 0.5 is usual, null keeps all")
     max_new_tokens: Positive = Field(64, description="a completion that is longer is cut off")
     temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of sampling, and of every log-probability")
+    sampling: Sampling = Sampling()
 
     @model_validator(mode="before")
     @classmethod

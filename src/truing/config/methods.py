@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from truing.config.options import KL, Frozen, Positive, Rate, Scores, Share, Stage
+from truing.config.options import KL, Frozen, Positive, Rate, Sampling, Scores, Share, Stage
 
 
 class SFT(Stage):
@@ -59,6 +59,7 @@ class PPO(Stage):
     lam: Share = Field(0.95, description="lambda of generalised advantage estimation: 1 is unbiased, less has less variance")
     max_new_tokens: Positive = Field(64, description="a completion that is longer is cut off")
     temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of sampling, and of every log-probability")
+    sampling: Sampling = Sampling()
 
     @model_validator(mode="after")
     def _divides(self) -> PPO:
@@ -98,6 +99,7 @@ class Evaluate(Frozen):
     samples: Positive = Field(4, description="completions of each prompt by each model; verified scores get pass@k and majority@k up to this k")
     max_new_tokens: Positive = 64
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    sampling: Sampling = Sampling()
     kl_target: Annotated[float, Field(gt=0)] | None = Field(None, description="nats per sequence the training aimed at; the verdict allows twice that")
     max_length: Positive = 1024
     micro_tokens: Positive = 4096

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -32,7 +32,7 @@ class Stage(Frozen):
     """What every training stage has."""
 
     model: str = Field("smollm2-135m", description="a built-in name, a hub id, a folder, or the name of an earlier stage")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the frozen layers and their activations; trained weights, head, log-probabilities and moments stay float32. auto = bfloat16 where the processor has it and LoRA is on")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the layers' products; trained weights, states between layers, head, log-probabilities and moments stay float32. auto = bfloat16 where the processor has it and LoRA is on")
     lora: Lora | None = Field(Lora(), description="null trains every weight")
     lr: Rate = Field(1e-4, description="learning rate of AdamW")
     warmup: Share = Field(0.05, description="share of the updates over which the learning rate rises from 0")
@@ -40,6 +40,7 @@ class Stage(Frozen):
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW, not of the loss")
     grad_clip: Annotated[float, Field(gt=0)] = Field(1.0, description="global gradient norm")
     micro_tokens: Positive = Field(4096, description="most tokens in one forward and backward; changes memory, never the result")
+    checkpointing: bool = Field(False, description="keep only each layer's input for backward and make the rest again: about a third more time, a fraction of the memory, the same gradients")
     max_length: Positive = Field(1024, description="most tokens of prompt + completion")
     on_bad: Literal["error", "skip", "quarantine"] = Field("error", description="what to do with a bad row of data")
     save_every: Positive = Field(20, description="updates between checkpoints")
@@ -65,6 +66,32 @@ class KL(Divergence):
     """Penalty for leaving the reference. All placements aim at the same optimum, pi proportional to ref * exp(score / coef)."""
 
     place: Literal["reward", "loss_k2", "loss_k3"] = Field("reward", description="in the reward, as -coef * (log pi - log ref) at every token; or in the loss, by the k2 or k3 estimator with the gradient of KL(pi || ref)")
+
+
+class Sampling(Frozen):
+    """Which tokens may be drawn, and which texts end a completion. Truncations act in this order, after the temperature: top_k, top_p, min_p."""
+
+    top_k: Positive | None = Field(None, description="draw from the k most likely tokens only; null draws from all")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="draw from the fewest most likely tokens that together have at least this probability (nucleus); 1 draws from all")
+    min_p: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="draw from tokens at least this many times as likely as the likeliest; 0 draws from all")
+    stop: tuple[str, ...] = Field((), description="texts that end a completion, as an end-of-turn token does; what completes one is part of the completion")
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("every completion has the empty text from the start; write the text that ends one, or leave it out")
+        return value
+
+    @property
+    def truncates(self) -> bool:
+        """Whether any token is left out."""
+        return self.top_k is not None or self.top_p < 1 or self.min_p > 0
 
 
 class Scores(Frozen):

@@ -132,6 +132,11 @@ def make_options(model: type[Options], overrides: Iterable[str] = (), place: str
         if not equals:
             raise ConfigError(f"{place}: --set {item!r}: write option=value, for example --set {next(iter(model.model_fields), 'option')}=...")
         data[key.strip()] = parse_yaml(text, f"--set {key}")
+    return checked(model, data, place)
+
+
+def checked(model: type[Options], data: Mapping[str, Any], place: str = "options") -> Options:
+    """An options object from plain values. Raises ConfigError naming the option, the value and the remedy."""
     try:
         return model.model_validate(data)
     except ValidationError as error:

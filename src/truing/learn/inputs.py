@@ -22,7 +22,7 @@ def fingerprint(config: Frozen) -> dict[str, Any]:
 
     Built-in names, hub ids, tasks that are made and functions have no content to hash here; they are named by the options themselves.
     """
-    options = config.model_dump()
+    options = config.model_dump(mode="json")
     named = {key: options[key] for key in (*FILES, *MODELS) if isinstance(options.get(key), str)}
     rewards = {"reward": options["reward"]} if isinstance(options.get("reward"), str) else {}
     for table in TABLES:

@@ -96,11 +96,12 @@ class _Head(torch.autograd.Function):
             log_probs = _log_probs(hidden[rows], weight, bias, temperature)
             logp[rows] = _at(log_probs, targets[rows])
             probs = log_probs.exp()
-            entropy[rows] = -(probs * log_probs).sum(1)
+            terms = log_probs.mul_(probs)  # p log p, in place of log p
+            entropy[rows] = -terms.sum(1)
             if d_logp is not None:
                 d_logp[rows] = (weight[targets[rows]] - probs @ weight) / temperature
             if d_entropy is not None:  # dH/dlogit_v = -p_v (log p_v + H)
-                d_entropy[rows] = -(probs * (log_probs + entropy[rows, None])) @ weight / temperature
+                d_entropy[rows] = -(terms + entropy[rows, None] * probs) @ weight / temperature
         ctx.save_for_backward(hidden, weight, bias, targets, d_logp, d_entropy)
         ctx.settings = (temperature, chunk)
         ctx.set_materialize_grads(False)  # what is not in the loss arrives as None and costs nothing
@@ -120,8 +121,8 @@ class _Head(torch.autograd.Function):
             g_bias = torch.zeros_like(bias) if bias is not None else None
             for rows in _chunks(rows=len(hidden), at_once=chunk):
                 log_probs = _log_probs(hidden[rows], weight, bias, temperature)
-                g = _logit_gradient(log_probs, targets[rows], _of(g_logp, rows), _of(g_entropy, rows)) / temperature
-                g_weight += g.t() @ hidden[rows]
+                g = _logit_gradient(log_probs, targets[rows], _of(g_logp, rows), _of(g_entropy, rows)).div_(temperature)
+                torch.addmm(g_weight, g.t(), hidden[rows], out=g_weight)
                 if g_bias is not None:
                     g_bias += g.sum(0)
         return g_hidden, g_weight, g_bias, None, None, None, None
@@ -158,14 +159,12 @@ class _Logits(torch.autograd.Function):
 def _logit_gradient(log_probs: Tensor, targets: Tensor, g_logp: Tensor | None, g_entropy: Tensor | None) -> Tensor:
     """dlogp/dlogit_v = [v = target] - p_v and dH/dlogit_v = -p_v (log p_v + H), weighted and summed: ``[n, V]``."""
     probs = log_probs.exp()
-    gradient = torch.zeros_like(probs)
-    if g_logp is not None:
-        gradient -= g_logp[:, None] * probs
-        gradient.scatter_add_(1, targets[:, None], g_logp[:, None])
+    pull: Tensor | float = 0.0 if g_logp is None else -g_logp[:, None]
     if g_entropy is not None:
         entropy = -(probs * log_probs).sum(1, keepdim=True)
-        gradient -= g_entropy[:, None] * probs * (log_probs + entropy)
-    return gradient
+        pull = pull - g_entropy[:, None] * (log_probs + entropy)
+    gradient = probs.mul_(pull)
+    return gradient if g_logp is None else gradient.scatter_add_(1, targets[:, None], g_logp[:, None])
 
 
 def _log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:

@@ -15,6 +15,7 @@ from truing.envs.text import open_text_environment
 from truing.models.roles import Role
 from truing.rollout.episodes import Limits, opening, play
 from truing.rollout.sampler import sample
+from truing.rollout.stopping import plain_text
 from truing.types import Prompt, Rollout, Score
 
 
@@ -45,9 +46,10 @@ class Answering:
     ) -> tuple[Rollout, list[Score]]:
         """An answer to each of these prompts; with an environment also what it made of each episode."""
         config = self.config
-        drawn: dict[str, Any] = {"temperature": temperature, "seed": seed, "step": step, "purpose": purpose, "samples": samples, "version": version}
+        drawn: dict[str, Any] = {"temperature": temperature, "sampling": config.sampling, "seed": seed, "step": step, "purpose": purpose, "samples": samples, "version": version}
         if self.environments is None:
-            return sample(role, [self.ids[i] for i in which], max_new_tokens=config.max_new_tokens, stop_ids=self.renderer.stop_ids, **drawn), []
+            ids, decode = [self.ids[i] for i in which], plain_text(self.renderer.tokenizer)
+            return sample(role, ids, max_new_tokens=config.max_new_tokens, stop_ids=self.renderer.stop_ids, decode=decode, **drawn), []
         limits = Limits(config.max_new_tokens, config.max_turns, max_length=config.max_length)
         found = play(role, [self.records[i] for i in which], self.environments, self.renderer, limits, **drawn)
         return found.rollout, found.outcomes

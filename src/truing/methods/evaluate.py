@@ -178,7 +178,7 @@ def _divergence(after: Role, before: Role, texts: Completions, config: Evaluate)
         part = texts.select(rows)
         positions = part.packed() - 1
         logp = [
-            token_likelihood(role.hidden(part.pack)[positions], role.backbone.head_weight, part.pack.ids_N[positions + 1], bias=role.backbone.head_bias, temperature=config.temperature).logp
+            token_likelihood(role.hidden(part.pack, positions), role.backbone.head_weight, part.pack.ids_N[positions + 1], bias=role.backbone.head_bias, temperature=config.temperature).logp
             for role in (after, before)
         ]
         out += [float(x.sum()) for x in kl.k1(*logp).split(part.lengths)]

@@ -101,7 +101,7 @@ def _rollouts(parts: Sequence[Rollout]) -> Rollout:
     completion, trained, logp = (torch.cat([pad(getattr(r, name)) for r in parts]) for name in ("completion_BT", "trained_BT", "sampler_logp_BT"))
     spoken = any(r.heard for r in parts)
     heard = tuple(h for r in parts for h in (r.heard or ((),) * len(r.prompts))) if spoken else ()
-    return Rollout([p for r in parts for p in r.prompts], completion, trained, logp, torch.cat([r.finished_B for r in parts]), parts[0].temperature, parts[0].version, heard)
+    return Rollout([p for r in parts for p in r.prompts], completion, trained, logp, torch.cat([r.finished_B for r in parts]), parts[0].temperature, parts[0].version, heard, parts[0].truncation)
 
 
 def _texts(parts: Sequence[Completions]) -> Completions:

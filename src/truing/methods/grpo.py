@@ -35,7 +35,7 @@ from truing.methods.grpo_collect import Collector
 from truing.methods.grpo_loss import Before, grid, reduced, token_losses
 from truing.methods.grpo_record import record
 from truing.methods.ppo_update import Seen, minibatches
-from truing.methods.rollout_record import Clock, warn
+from truing.methods.rollout_record import Clock, truncated, warn
 from truing.models.roles import save_role
 from truing.rewards.normalise import Normaliser
 from truing.types import Score
@@ -79,7 +79,7 @@ def grpo(config: GRPO, folder: Path, *, seed: int, progress: Any = None) -> dict
 
             values = record(drawn, normalised, group_varied, used, before, seen, table, updated, config) | walk.metrics() | {"kl/coef": control.coef}
             values |= probes.probe(actor, collector.answering.records, config) if step == 1 else {}
-            told = warn(run, step, values, drawn.batch, drawn.monitored, state["told"], probes.findings(values))
+            told = warn(run, step, values, drawn.batch, drawn.monitored, state["told"], [*probes.findings(values), *truncated(values, config)])
             news = told != state["told"]
             coef = control.after(values["kl/sequence"], len(drawn.batch)).coef if "kl/sequence" in values else control.coef
             if config.entropy_target is not None and "policy/entropy" in values:
@@ -148,7 +148,7 @@ def look(drawn: Drawn, actor: Actor, config: GRPO, plan: list[list[list[int]]], 
             pack, positions = batch.pack(part)
             for grid_BT, role in ((logp, actor.policy), (logp_ref, actor.reference)):
                 if role is not None:
-                    put(grid_BT, likelihood(role, role.hidden(pack)[positions], pack, positions, config).logp, part, trained)
+                    put(grid_BT, likelihood(role, role.hidden(pack, positions), pack, positions, config).logp, part, trained)
     return Looked(logp, logp_ref if actor.reference is not None else None)
 
 
@@ -223,7 +223,7 @@ def learn(learner: Learner, actor: Actor, batch: Batch, before: Before, rows: Se
 
     def share(part: list[int]) -> Tensor:
         (pack, positions), counted = batch.pack(part), trained[part]
-        now = likelihood(actor.policy, actor.policy.hidden(pack)[positions], pack, positions, config)
+        now = likelihood(actor.policy, actor.policy.hidden(pack, positions), pack, positions, config)
         loss = token_losses(grid(now.logp, counted), grid(now.entropy, counted), before[part], counted, config, seen)
         return reduced(loss, counted, config, tokens=tokens, sequences=sequences)
 

@@ -12,7 +12,7 @@ from truing.maths import kl
 from truing.methods.groups import Drawn, overlong
 from truing.methods.grpo_loss import Before
 from truing.methods.ppo_update import Seen, summary
-from truing.methods.rollout_record import of_rollout
+from truing.methods.rollout_record import of_rollout, of_sampler
 from truing.rewards.normalise import Normalised
 from truing.types import Score
 
@@ -50,7 +50,7 @@ def record(
         values |= summary(table, updated, config.clip_high)
         first = table.updates[0]
         values["policy/entropy"] = float(torch.cat(first["entropy"]).mean())
-        values["sampler/mismatch"] = float(torch.cat(first["mismatch"]).abs().mean())
+        values |= of_sampler(torch.cat(first["mismatch"]), config.sampling)
     return values
 
 

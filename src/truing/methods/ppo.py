@@ -32,11 +32,12 @@ from truing.methods.completions import Batch, likelihood, put, read, rewards_of,
 from truing.methods.ppo_record import record
 from truing.methods.ppo_update import Past, Seen, estimate, minibatches, policy_loss, summary, value_loss
 from truing.methods.roles_of_ppo import Roles, open_roles
-from truing.methods.rollout_record import Clock, warn
+from truing.methods.rollout_record import Clock, truncated, warn
 from truing.models import offload
 from truing.models.roles import save_role
 from truing.rewards.normalise import Normaliser
 from truing.rollout.sampler import sample
+from truing.rollout.stopping import plain_text
 from truing.types import Score
 
 
@@ -67,7 +68,7 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
             chosen = walk(len(prompts), config.batch_size, step, seed, "ppo")
             rollout = sample(
                 roles.policy, [prompts[i] for i in chosen], max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-                stop_ids=renderer.stop_ids, seed=seed, step=step, version=learner.updates,
+                sampling=config.sampling, stop_ids=renderer.stop_ids, decode=plain_text(roles.tokenizer), seed=seed, step=step, version=learner.updates,
             )  # fmt: skip
             clock.lap("generate")
             texts = read(rollout, [questions[i] for i in chosen], roles, config, [columns[i] for i in chosen])
@@ -84,7 +85,7 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
 
             values = record(batch, scores, normalised, monitored, experience, config)
             values |= {**summary(seen, updated, config.clip, config.value_clip), "kl/coef": control.coef, "policy/stopped": float(len(updated) < sum(map(len, plan)))}
-            told = warn(run, step, values, batch, monitored, state["told"])
+            told = warn(run, step, values, batch, monitored, state["told"], truncated(values, config))
             news = told != state["told"]
             state.update(kl_coef=control.after(values["kl/sequence"], len(batch)).coef, normaliser=normaliser.state(), told=told)
             run.log("metrics", step, values)
@@ -125,9 +126,9 @@ def look(batch: Batch, roles: Roles, config: PPO, minibatches: list[list[int]], 
     with roles.reading_reference():
         for part in (part for rows in minibatches for part in parts(rows, batch.tokens, micro_tokens)):
             pack, positions = batch.pack(part)
-            hidden = roles.policy.hidden(pack)[positions]
+            hidden = roles.policy.hidden(pack, positions)
             now = likelihood(roles.policy, hidden, pack, positions, config)
-            past_ref = likelihood(roles.reference, roles.reference.hidden(pack)[positions], pack, positions, config)
+            past_ref = likelihood(roles.reference, roles.reference.hidden(pack, positions), pack, positions, config)
             worth = roles.values(hidden, pack, positions)
             for grid, numbers in ((logp, now.logp), (entropy, now.entropy), (logp_ref, past_ref.logp), (values, worth)):
                 put(grid, numbers, part, trained)
@@ -175,7 +176,7 @@ def learn(learner: Learner, roles: Roles, batch: Batch, experience: Experience, 
         (pack, positions), counted = batch.pack(part), trained[part]
         past = experience.past[part][counted]
         with torch.set_grad_enabled(policy):
-            hidden = roles.policy.hidden(pack)[positions]
+            hidden = roles.policy.hidden(pack, positions)
             now = likelihood(roles.policy, hidden, pack, positions, config)
             share = reduce.elements(policy_loss(now.logp, now.entropy, past, config, seen), total)
             if experience.leash:

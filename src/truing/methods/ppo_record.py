@@ -10,7 +10,7 @@ import torch
 from truing.config import PPO
 from truing.maths import kl, stats
 from truing.methods.completions import Batch
-from truing.methods.rollout_record import of_rollout
+from truing.methods.rollout_record import of_rollout, of_sampler
 from truing.rewards.normalise import Normalised
 from truing.types import Score
 
@@ -36,7 +36,7 @@ def record(
         "value/explained_variance": stats.explained_variance(past.values[trained].numpy(), past.targets[trained].numpy()),
         "value/error": float((past.targets - past.values)[trained].square().mean().sqrt()),
         "advantage/std": float((past.targets - past.values)[trained].std()),
-        "sampler/mismatch": float(mismatch.abs().mean()),
-        "sampler/weight_mean": float(weight.mean()),
+        **of_sampler(mismatch, config.sampling),
+        **({} if config.sampling.truncates else {"sampler/weight_mean": float(weight.mean())}),  # it would be what was kept
         "sampler/capped_share": 0.0 if config.sampler_cap is None else float((weight >= config.sampler_cap).float().mean()),
     }

@@ -84,7 +84,7 @@ def _value_role(config: PPO, policy: Role, reward: Scorer, seed: int) -> Role:
         head.load_state_dict(learned.head.state_dict())
     if backbone.lora is None:
         start = backbone.model if learned is None else learned.backbone.model
-        return _scoring(Role(Backbone(copy.deepcopy(start), lora=None, lean=backbone.lean), None, head))
+        return _scoring(Role(Backbone(copy.deepcopy(start), lora=None, lean=backbone.lean, dtype=backbone.dtype, checkpointing=backbone.checkpointing), None, head))
     adapter = backbone.adapter(seed, "value")
     like = policy.adapter if learned is None else learned.adapter
     if like is not None:

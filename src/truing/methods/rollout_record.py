@@ -6,7 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
+from truing.config import GRPO, PPO, Sampling
 from truing.learn.run import Run
 from truing.methods.completions import Batch
 from truing.observe.monitor import Finding, distinct_n, repetition
@@ -37,6 +39,31 @@ def of_rollout(batch: Batch, scores: Sequence[Score], normalised: Normalised, mo
         "text/repetition": sum(map(repetition, batch.texts.texts)) / n,
         **({"text/distinct_2": distinct_n(batch.texts.texts, 2)} if any(len(t.split()) > 1 for t in batch.texts.texts) else {}),  # one word is no pair
     }
+
+
+def of_sampler(away_M: Tensor, sampling: Sampling) -> dict[str, float]:
+    """How far the trainer's log-probabilities lie above the sampler's: ``away`` = log pi - log mu of each trained token.
+
+    Under a truncation mu = pi / (what it kept), so log pi - log mu is the logarithm of what was kept, at most 0: only what lies above is
+    a mismatch of the two programs.
+    """
+    if not sampling.truncates:
+        return {"sampler/mismatch": float(away_M.abs().mean())}
+    return {"sampler/mismatch": float(away_M.clamp(min=0).mean()), "sampler/kept": float(away_M.exp().mean())}
+
+
+def truncated(values: Mapping[str, float], config: PPO | GRPO) -> list[Finding]:
+    """What training on a truncated sample means, said once."""
+    sampling = config.sampling
+    if not sampling.truncates or "sampler/kept" not in values:
+        return []
+    which = ", ".join(f"{name}={value:g}" for name, value in sampling.model_dump(exclude_defaults=True, exclude={"stop"}).items())
+    weight = "nothing corrects for that (sampler_cap: null)" if config.sampler_cap is None else "each token's loss has that weight (sampler_cap)"
+    message = (
+        f"{which}: completions are drawn from {values['sampler/kept']:.0%} of the policy's probability (sampler/kept) and {weight}; "
+        "tokens outside are never tried, and kl/* are means over what was drawn; leave sampling out to train on the policy's own samples"
+    )
+    return [Finding("sampler/truncated", "warning", message)]
 
 
 def warn(run: Run, step: int, values: Mapping[str, float], batch: Batch, monitored: Mapping[str, Sequence[Score]], told: Sequence[str], more: Sequence[Finding] = ()) -> list[str]:

@@ -78,7 +78,7 @@ def loss(policy: Role, batch: Sequence[Tokens], total: int) -> Tensor:
     pack = Pack([t.ids for t in batch])
     trained_N = torch.tensor([flag for t in batch for flag in t.trained])
     positions = trained_N.nonzero().squeeze(-1) - 1  # the state a token is predicted from ends one before it
-    logp = token_likelihood(policy.hidden(pack)[positions], policy.backbone.head_weight, pack.ids_N[positions + 1], bias=policy.backbone.head_bias).logp
+    logp = token_likelihood(policy.hidden(pack, positions), policy.backbone.head_weight, pack.ids_N[positions + 1], bias=policy.backbone.head_bias).logp
     return reduce.tokens(-logp, torch.ones_like(logp), total)
 
 
@@ -90,7 +90,7 @@ def evaluate(policy: Role, held: Sequence[Tokens], micro_tokens: int) -> dict[st
         batch = [held[i] for i in part]
         nats += float(loss(policy, batch, total))
         pack = Pack([t.ids for t in batch])
-        before_last = policy.hidden(pack)[pack.last() - 1]
+        before_last = policy.hidden(pack, pack.last() - 1)
         choice = torch.nn.functional.linear(before_last, policy.backbone.head_weight, policy.backbone.head_bias).argmax(-1)
         ended += int((choice == pack.ids_N[pack.last()]).sum())
     return {"eval/loss": nats, "eval/eos_share": ended / len(held)}

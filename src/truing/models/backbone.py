@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from truing.config import Lora
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 class Backbone:
     """One set of base weights. Layers below ``depth`` carry no adapter and no gradient: they run once a pack."""
 
-    def __init__(self, model: PreTrainedModel, *, lora: Lora | None, lean: bool = True, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: PreTrainedModel, *, lora: Lora | None, lean: bool = True, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> None:
         self.model = model
         self.lora = lora
         layers = _decoder_layers(model)
@@ -42,9 +43,11 @@ class Backbone:
         self.lean = lean and llama.fits(model)
         if lean and not self.lean:
             log.info("model type %r runs through transformers' own forward (slower)", model.config.model_type)
-        self.dtype = dtype if self.lean and lora else torch.float32
-        for layer in layers:
-            layer.to(self.dtype)
+        self.dtype = dtype if self.lean else torch.float32
+        self.checkpointing = checkpointing
+        if lora:  # what is trained in full keeps its float32 weights; they are cast for each product
+            for layer in layers:
+                layer.to(self.dtype)
         self._active: Adapter | None = None
         if not self.lean:
             self._check_head()
@@ -59,22 +62,22 @@ class Backbone:
 
     def frozen_copy(self) -> Backbone:
         """The same weights, copied and without gradient: the reference of full fine-tuning."""
-        twin = Backbone(copy.deepcopy(self.model), lora=None, lean=self.lean)
+        twin = Backbone(copy.deepcopy(self.model), lora=None, lean=self.lean, dtype=self.dtype)
         twin.model.requires_grad_(False)
         return twin
 
     # -- forward -------------------------------------------------------------------------------------------------
-    def hidden(self, pack: Pack, adapter: Adapter | None = None) -> Tensor:
-        """Final hidden states ``[N, D]`` (after the last normalisation), float32."""
+    def hidden(self, pack: Pack, adapter: Adapter | None = None, positions: Tensor | None = None) -> Tensor:
+        """Final hidden states (after the last normalisation), float32: ``[N, D]``, or ``[M, D]`` at some packed positions, which costs less."""
         limit = self.context
         if limit and pack.shape[1] > limit:
             raise ModelError(f"a sequence of {pack.shape[1]} tokens exceeds the model's context of {limit}; lower max_length or max_new_tokens")
         if not self.lean:
-            return self._transformers_hidden(pack, adapter)
-        if self.depth == 0:
-            return llama.run(self.model, llama.embed(self.model, pack), pack, 0, adapter)
+            found = self._transformers_hidden(pack, adapter)
+            return found if positions is None else found[positions]
         self.prepare(pack, pack.tokens)
-        return llama.run(self.model, pack.trunk[self], pack, self.depth, adapter)
+        start = pack.trunk[self] if self.depth else llama.embed(self.model, pack)
+        return llama.run(self.model, start, pack, self.depth, adapter, llama.How(self.dtype, self.checkpointing), positions)
 
     @torch.no_grad()
     def prepare(self, pack: Pack, micro_tokens: int) -> None:
@@ -85,23 +88,44 @@ class Backbone:
         if self.depth == 0 or not self.lean or self in pack.trunk:
             return
         parts = [pack.select(rows) for rows in pack.cut(micro_tokens)] if pack.tokens > micro_tokens else [pack]
-        pack.trunk[self] = torch.cat([llama.run_layers(self.model, llama.embed(self.model, p), p, 0, self.depth, None) for p in parts])
+        how = llama.How(self.dtype)
+        pack.trunk[self] = torch.cat([llama.run_layers(self.model, llama.embed(self.model, p), p, 0, self.depth, None, how).to(self.dtype) for p in parts])
 
     def _transformers_hidden(self, pack: Pack, adapter: Adapter | None) -> Tensor:
         ids_BT = pack.grid(pack.ids_N)
         real_BT = torch.arange(pack.shape[1]) < torch.tensor(pack.lengths)[:, None]
-        with self.under(adapter):
+        with self.under(adapter), self._checkpointed(adapter):
             out = self.model.base_model(input_ids=ids_BT, attention_mask=real_BT.long(), use_cache=False)
         return pack.flat(out.last_hidden_state).float()
 
     @contextlib.contextmanager
     def under(self, adapter: Adapter | None) -> Iterator[None]:
         """Run transformers' own forward with this adapter's term added (backbones that are not lean)."""
-        self._active = adapter
+        before, self._active = self._active, adapter
         try:
             yield
         finally:
-            self._active = None
+            self._active = before
+
+    @contextlib.contextmanager
+    def _checkpointed(self, adapter: Adapter | None) -> Iterator[None]:
+        """Make each of transformers' decoder layers keep its input alone; it runs again in backward, under the same adapter."""
+        layers = list(_decoder_layers(self.model)) if self.checkpointing and torch.is_grad_enabled() else []
+
+        def again(forward: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*given: Any, **named: Any) -> Any:
+                with self.under(adapter):
+                    return forward(*given, **named)
+
+            return lambda *given, **named: checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False, **named)
+
+        for layer in layers:
+            layer.forward = again(layer.forward)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
 
     @torch.no_grad()
     def _check_head(self) -> None:

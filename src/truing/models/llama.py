@@ -7,14 +7,18 @@ it is ever used.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from truing.models import halves, linears
 from truing.models.adapters import Adapter
-from truing.models.attention import causal
-from truing.models.lean_backward import gated, rms_norm
+from truing.models.attention import Turn, attend
+from truing.models.lean_backward import rms_norm, rows
 from truing.models.pack import Pack
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -30,75 +34,67 @@ def fits(model: PreTrainedModel) -> bool:
     with torch.no_grad():
         theirs = model.base_model(input_ids=probe[None], use_cache=False).last_hidden_state[0].float()
         pack = Pack([probe.tolist()])
-        ours = run(model, embed(model, pack), pack, 0, None)
+        ours = run(model, embed(model, pack), pack, 0, None, How(dtype(model)))
     return bool((ours - theirs).abs().max() <= 1e-3 * theirs.abs().max().clamp(min=1.0)) or theirs.dtype != ours.dtype
 
 
 def embed(model: PreTrainedModel, pack: Pack) -> Tensor:
-    """Token embeddings ``[N, D]`` in the precision of the layers."""
-    return F.embedding(pack.ids_N, model.get_input_embeddings().weight).to(dtype(model))
+    """Token embeddings ``[N, D]``, float32: states between layers are."""
+    return F.embedding(pack.ids_N, model.get_input_embeddings().weight).float()
 
 
 def dtype(model: PreTrainedModel) -> torch.dtype:
-    """The precision of the layers; embeddings, final normalisation and head keep float32."""
+    """The precision in which the layers' weights are kept; embeddings, final normalisation and head keep float32."""
     return model.base_model.layers[0].mlp.down_proj.weight.dtype
 
 
-def run(model: PreTrainedModel, x_ND: Tensor, pack: Pack, first: int, adapter: Adapter | None) -> Tensor:
-    """Layers ``first`` to the top and the final normalisation; float32 out."""
-    base = model.base_model
-    x_ND = run_layers(model, x_ND, pack, first, len(base.layers), adapter)
-    return norm(base.norm, x_ND.float())
+@dataclass(frozen=True)
+class How:
+    """``dtype`` of the layers' products; ``checkpointing`` keeps each layer's input alone for backward and makes the rest again."""
+
+    dtype: torch.dtype = torch.float32
+    checkpointing: bool = False
 
 
-def run_layers(model: PreTrainedModel, x_ND: Tensor, pack: Pack, first: int, last: int, adapter: Adapter | None) -> Tensor:
+def run(model: PreTrainedModel, x_ND: Tensor, pack: Pack, first: int, adapter: Adapter | None, how: How, positions: Tensor | None = None) -> Tensor:
+    """Layers ``first`` to the top and the final normalisation, at some packed positions or (None) all; float32 out."""
     base = model.base_model
-    cos, sin = rotary(model, x_ND, pack.positions_N)
+    x_ND = run_layers(model, x_ND.float(), pack, first, len(base.layers), adapter, how, positions)
+    return norm(base.norm, x_ND)
+
+
+def run_layers(model: PreTrainedModel, x_ND: Tensor, pack: Pack, first: int, last: int, adapter: Adapter | None, how: How, positions: Tensor | None = None) -> Tensor:
+    """States after layers ``first`` to ``last - 1``. After the last one's attention, rows at other positions are no longer needed."""
+    turn = turns(model, pack.shape[1], x_ND)
     for index in range(first, last):
-        x_ND = _layer(base.layers[index], f"model.layers.{index}", x_ND, pack, cos, sin, adapter)
-    return x_ND
+        given = (model.base_model.layers[index], f"model.layers.{index}", x_ND, pack, turn, adapter, how.dtype, positions if index == last - 1 else None)
+        x_ND = checkpoint(_layer, *given, use_reentrant=False, preserve_rng_state=False) if how.checkpointing and torch.is_grad_enabled() else _layer(*given)
+    return x_ND if positions is None or last > first else x_ND[positions]
 
 
-def rotary(model: PreTrainedModel, like: Tensor, positions_N: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, ``[N, 1, head/2]``: the second half of transformers' tables repeats the first."""
-    cos, sin = model.base_model.rotary_emb(like[None], positions_N[None])
+def turns(model: PreTrainedModel, longest: int, like: Tensor) -> Turn:
+    """Rotary tables of positions 0 to ``longest - 1``."""
+    cos, sin = model.base_model.rotary_emb(like[None].float(), torch.arange(longest, device=like.device)[None])
     half = cos.shape[-1] // 2
-    return cos[0, :, None, :half], sin[0, :, None, :half]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    return Turn(cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1))
 
 
 def norm(module: nn.Module, x: Tensor) -> Tensor:
-    return rms_norm(x, module.weight, module.variance_epsilon)
+    return rms_norm(x, module.weight.to(x.dtype), module.variance_epsilon)
 
 
-def linear(module: nn.Linear, path: str, x: Tensor, adapter: Adapter | None) -> Tensor:
-    y = F.linear(x, module.weight, module.bias)
-    pair = adapter.pair(path) if adapter is not None else None
-    if pair is None or adapter is None:
-        return y
-    return y + F.linear(F.linear(x, (pair[0] * adapter.scale).to(x.dtype)), pair[1].to(x.dtype))
-
-
-def project(attention: nn.Module, path: str, x_ND: Tensor, cos: Tensor, sin: Tensor, adapter: Adapter | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries ``[N, H, d]`` and keys ``[N, K, d]``, and values ``[N, K, d]``."""
-    d = attention.head_dim
-    q, k, v = (linear(getattr(attention, n), f"{path}.{n}", x_ND, adapter).unflatten(-1, (-1, d)) for n in ("q_proj", "k_proj", "v_proj"))
+def _layer(
+    layer: nn.Module, path: str, x_ND: Tensor, pack: Pack, turn: Turn, adapter: Adapter | None, dtype: torch.dtype, positions: Tensor | None
+) -> Tensor:  # fmt: skip
+    attention, mlp, scale = layer.self_attn, layer.mlp, adapter.scale if adapter is not None else 1.0
+    parts = {name: linears.part(getattr(owner, name), f"{path}.{kind}.{name}", adapter) for owner, kind, names in (
+        (attention, "self_attn", ("q_proj", "k_proj", "v_proj", "o_proj")), (mlp, "mlp", ("gate_proj", "up_proj", "down_proj"))) for name in names}  # fmt: skip
+    before, after = layer.input_layernorm, layer.post_attention_layernorm
+    flat = halves.project(x_ND, before.weight, before.variance_epsilon, dtype, [parts[n] for n in ("q_proj", "k_proj", "v_proj")], scale)
+    q, k, v = (x.unflatten(-1, (-1, attention.head_dim)) for x in flat)
     if hasattr(attention, "q_norm"):
         q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)
-    return rotate(q, cos, sin), rotate(k, cos, sin), v
-
-
-def feed_forward(mlp: nn.Module, path: str, x: Tensor, adapter: Adapter | None) -> Tensor:
-    hidden = gated(linear(mlp.gate_proj, f"{path}.gate_proj", x, adapter), linear(mlp.up_proj, f"{path}.up_proj", x, adapter))
-    return linear(mlp.down_proj, f"{path}.down_proj", hidden, adapter)
-
-
-def _layer(layer: nn.Module, path: str, x_ND: Tensor, pack: Pack, cos: Tensor, sin: Tensor, adapter: Adapter | None) -> Tensor:
-    q, k, v = project(layer.self_attn, f"{path}.self_attn", norm(layer.input_layernorm, x_ND), cos, sin, adapter)
-    mixed_ND = pack.flat(causal(pack.grid(q), pack.grid(k), pack.grid(v), layer.self_attn.scaling)).flatten(-2)
-    x_ND = x_ND + linear(layer.self_attn.o_proj, f"{path}.self_attn.o_proj", mixed_ND, adapter)
-    return x_ND + feed_forward(layer.mlp, f"{path}.mlp", norm(layer.post_attention_layernorm, x_ND), adapter)
+    mixed_ND = attend(q, k, v, pack, turn, attention.scaling).flatten(-2)
+    if positions is not None:
+        x_ND, mixed_ND = rows(x_ND, positions), rows(mixed_ND, positions)
+    return halves.finish(x_ND, mixed_ND, after.weight, after.variance_epsilon, [parts[n] for n in ("o_proj", "gate_proj", "up_proj", "down_proj")], scale)

@@ -72,7 +72,7 @@ class Offloaded:
 def _twin(backbone: Backbone) -> Backbone:
     """The same weights, not copied, in a module of its own that is frozen."""
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in backbone.model.parameters()}
-    twin = Backbone(copy.deepcopy(backbone.model, shared), lora=None, lean=backbone.lean)
+    twin = Backbone(copy.deepcopy(backbone.model, shared), lora=None, lean=backbone.lean, dtype=backbone.dtype)
     twin.model.requires_grad_(False)
     return twin
 

@@ -7,11 +7,28 @@ Shapes: N tokens in all, B sequences, T the longest of them. `Pack.grid` and `Pa
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from truing.errors import ModelError
+
+LIKE = 0.6  # sequences that attend together are at least this share of the longest of them
+FEW = 256  # tokens that are not worth a grid of their own
+
+
+class Grid(NamedTuple):
+    """Some sequences of a pack, right-padded to the longest of them. The three indices are None when nothing is padded: the grid is then the whole pack.
+
+    ``padded`` is a packed token for every cell, ``cells`` the cells that are real and ``tokens`` the packed tokens that stand in them.
+    """
+
+    rows: int
+    longest: int
+    padded: Tensor | None
+    cells: Tensor | None
+    tokens: Tensor | None
 
 
 class Pack:
@@ -26,6 +43,7 @@ class Pack:
         self._lay_out()
 
     def _lay_out(self) -> None:
+        self._grids: list[Grid] | None = None
         lengths = torch.tensor(self.lengths)
         self.starts = (lengths.cumsum(0) - lengths).tolist()
         longest = max(self.lengths)
@@ -53,6 +71,30 @@ class Pack:
         """``[B, T, ...] -> [N, ...]``, dropping the padding."""
         rows = x_BT.reshape(-1, *x_BT.shape[2:])
         return rows if self.is_rectangle else rows.index_select(0, self._real_flat)
+
+    def grids(self) -> list[Grid]:
+        """All sequences, those of like length together, so that attention pads little."""
+        if self._grids is None:
+            self._grids = [Grid(*self.shape, None, None, None)] if self.is_rectangle else [self._grid_of(rows) for rows in self._alike()]
+        return self._grids
+
+    def _alike(self) -> list[list[int]]:
+        found: list[list[int]] = []
+        longest = few = 0
+        for row in sorted(range(len(self)), key=lambda r: -self.lengths[r]):
+            length = self.lengths[row]
+            if not found or (length < LIKE * longest and few >= FEW):
+                found.append([])
+                longest, few = length, 0
+            found[-1].append(row)
+            few += length
+        return found
+
+    def _grid_of(self, rows: list[int]) -> Grid:
+        lengths, starts = (torch.tensor([of[r] for r in rows]) for of in (self.lengths, self.starts))
+        time = torch.arange(int(lengths.max()))
+        real, place = time < lengths[:, None], starts[:, None] + time
+        return Grid(len(rows), len(time), torch.where(real, place, 0).flatten(), real.flatten().nonzero().squeeze(-1), place[real])
 
     def spans(self, first: Sequence[int], last: Sequence[int]) -> Tensor:
         """Packed indices of positions ``first[b] .. last[b] - 1`` of every sequence, in order."""

@@ -42,9 +42,9 @@ class Role:
     adapter: Adapter | None = None
     head: ScalarHead | None = None
 
-    def hidden(self, pack: Pack) -> Tensor:
-        """Final hidden states ``[N, D]``."""
-        return self.backbone.hidden(pack, self.adapter)
+    def hidden(self, pack: Pack, positions: Tensor | None = None) -> Tensor:
+        """Final hidden states ``[N, D]``, or ``[M, D]`` at some packed positions."""
+        return self.backbone.hidden(pack, self.adapter, positions)
 
     def score(self, pack: Pack) -> Tensor:
         """The head's output at every sequence's last token, ``[B]``."""
@@ -54,7 +54,7 @@ class Role:
         """The head's output at packed positions ``[M]``."""
         if self.head is None:
             raise ModelError("this model has no scalar head; give a reward model (a folder written by `truing reward`)")
-        return self.head(self.hidden(pack)[positions])
+        return self.head(self.hidden(pack, positions))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name."""
@@ -140,7 +140,7 @@ def open_backbone(name: str, options: Stage, *, body: bool = False) -> tuple[Bac
             raise ConfigError(f"{name} carries an adapter with lora {_plain(source.lora)}, this stage asks for {_plain(options.lora)}; use the same, or null to train every weight")
         merge_into(model, source)
         source = Origin(source.base)
-    backbone = Backbone(model, lora=options.lora, dtype=torch.bfloat16 if wants_bfloat16(options) else torch.float32)
+    backbone = Backbone(model, lora=options.lora, dtype=torch.bfloat16 if wants_bfloat16(options) else torch.float32, checkpointing=options.checkpointing)
     if options.dtype == "bfloat16" and not backbone.lean:
         raise ConfigError(f"dtype=bfloat16: models of type {model.config.model_type!r} run through transformers in float32; use dtype: auto or float32")
     return backbone, source
@@ -151,10 +151,8 @@ def _plain(lora: Lora) -> str:
 
 
 def wants_bfloat16(options: Stage) -> bool:
-    """Whether the frozen layers run in bfloat16 under these options."""
-    if options.dtype == "bfloat16" and options.lora is None:
-        raise ConfigError("dtype=bfloat16 is the precision of frozen layers, and lora: null freezes none; use lora, or dtype: float32")
-    return options.lora is not None and (options.dtype == "bfloat16" or (options.dtype == "auto" and has_bfloat16()))
+    """Whether the layers' products run in bfloat16 under these options. Weights that are trained are float32 all the same."""
+    return options.dtype == "bfloat16" or (options.dtype == "auto" and options.lora is not None and has_bfloat16())
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from truing.config import Sampling
 from truing.data.problems import BadRow
 from truing.data.template import Renderer
 from truing.envs.text import TextEnvironment, Turn
@@ -22,6 +23,7 @@ from truing.models.roles import Role
 from truing.rollout.hosting import Failed, Host, ask
 from truing.rollout.sampler import sample
 from truing.rollout.spoken import between
+from truing.rollout.stopping import plain_text
 from truing.seeds import stream
 from truing.types import Message, Messages, Prompt, Rollout, Score, Status
 
@@ -102,7 +104,7 @@ class _Episode:
 def play(
     role: Role, prompts: Sequence[Prompt], environments: Environments | Sequence[Environments], renderer: Renderer, limits: Limits, *,
     temperature: float, seed: int, step: int, purpose: str = "sample", samples: Sequence[int] | None = None, version: int = 0,
-    batch_size: int = 256, stop_ids: Sequence[int] | None = None, at_once: int = 1,
+    batch_size: int = 256, stop_ids: Sequence[int] | None = None, at_once: int = 1, sampling: Sampling = Sampling(),  # noqa: B008 - frozen
 ) -> Episodes:  # fmt: skip
     """Play every prompt once.
 
@@ -114,6 +116,8 @@ def play(
         seed, purpose, step, samples: what the randomness of each episode is a function of, its turns apart; the first turn's is that of
             `sample`, so an episode of one turn is bit for bit what `sample` gives.
         stop_ids: tokens that end a turn; by default the renderer's.
+        sampling: truncation of the distribution, and texts that end a turn as a stop token does: the environment answers, and in the
+            sequence the turn is closed as the template closes it, by tokens that are heard.
         at_once: environments that are asked at the same time. More than one helps those that wait (for a service, say), and needs
             environments that share nothing.
 
@@ -141,18 +145,18 @@ def play(
                 part = [e for e, r in zip(going, rooms, strict=True) if r == room]
                 drawn = sample(
                     role, [e.sequence for e in part], max_new_tokens=room, temperature=temperature, stop_ids=stops, seed=seed, step=step, purpose=drawn_for,
-                    samples=[e.number for e in part], version=version, batch_size=batch_size,
+                    samples=[e.number for e in part], version=version, batch_size=batch_size, sampling=sampling, decode=plain_text(renderer.tokenizer),
                 )  # fmt: skip
                 turns |= _add(part, drawn, renderer)
             turn += 1
-            _answer([e for e in going if e.outcome is None], turns, renderer, limits, at_once)
+            _answer([e for e in going if e.outcome is None], turns, renderer, limits, at_once, stops)
             full = [e for e in going if e.outcome is None and (turn >= limits.max_turns or _room(e, limits, cap) < 1)]
             _cut(full, [""] * len(full), limits, at_once)
             going = [e for e in going if e.outcome is None]
     finally:
         for e in episodes:
             e.host.end()
-    return _collected(episodes, temperature, version)
+    return _collected(episodes, temperature, version, sampling)
 
 
 def opening(environments: Environments, prompt: Prompt, renderer: Renderer, max_length: int, answer: int = 1, context: int | None = None) -> list[int]:
@@ -199,7 +203,7 @@ def _add(part: list[_Episode], drawn: Rollout, renderer: Renderer) -> dict[int, 
     return {id(e): (e.transcript[-1], bool(finished)) for e, finished in zip(part, drawn.finished_B.tolist(), strict=True)}
 
 
-def _answer(going: list[_Episode], turns: dict[int, tuple[str, bool]], renderer: Renderer, limits: Limits, at_once: int) -> None:
+def _answer(going: list[_Episode], turns: dict[int, tuple[str, bool]], renderer: Renderer, limits: Limits, at_once: int, stops: Sequence[int]) -> None:
     """Every environment answers what was said; a turn that was cut off is the last."""
     short = [e for e in going if not turns[id(e)][1]]
     _cut(short, [turns[id(e)][0] for e in short], limits, at_once)
@@ -210,12 +214,12 @@ def _answer(going: list[_Episode], turns: dict[int, tuple[str, bool]], renderer:
             e.fail(turn)
             continue
         try:
-            _hear(e, turn, renderer)
+            _hear(e, turn, renderer, stops)
         except (BadRow, ModelError) as error:
             e.fail(Failed(Status.UNPARSED, f"what the environment said cannot be written: {error}"))
 
 
-def _hear(e: _Episode, turn: Any, renderer: Renderer) -> None:
+def _hear(e: _Episode, turn: Any, renderer: Renderer, stops: Sequence[int]) -> None:
     if not isinstance(turn, Turn) or not (isinstance(turn.heard, str) or all(isinstance(m, Message) for m in turn.heard)):
         e.fail(Failed(Status.CRASHED, f"the environment's step gave {turn!r:.80}, not a Turn of messages or text"))
         return
@@ -224,7 +228,7 @@ def _hear(e: _Episode, turn: Any, renderer: Renderer) -> None:
     if turn.done:
         e.end(e.last_score, finished=not turn.truncated)
         return
-    ids = between(renderer, e.roles, turn.heard)
+    ids = between(renderer, e.roles, turn.heard, closed=e.said[-1] in stops)
     if ids:
         e.heard.append((len(e.said), tuple(ids)))
         e.sequence += ids
@@ -252,7 +256,7 @@ def _checked(score: Any) -> Score:
     return Score(score.value, {"environment": score.value, **score.parts}, score.status)
 
 
-def _collected(episodes: list[_Episode], temperature: float, version: int) -> Episodes:
+def _collected(episodes: list[_Episode], temperature: float, version: int, sampling: Sampling) -> Episodes:
     lengths = torch.tensor([len(e.said) for e in episodes])
     shape = len(episodes), int(lengths.max())
     tokens, logp = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
@@ -262,7 +266,7 @@ def _collected(episodes: list[_Episode], temperature: float, version: int) -> Ep
     heard = tuple(tuple(e.heard) for e in episodes)
     rollout = Rollout(
         [e.start for e in episodes], tokens, torch.arange(shape[1]) < lengths[:, None], logp, torch.tensor([e.finished for e in episodes]), temperature,
-        version, heard if any(heard) else (),
+        version, heard if any(heard) else (), sampling,
     )  # fmt: skip
     outcomes = [e.outcome if e.outcome is not None else _checked(None) for e in episodes]
     return Episodes(rollout, outcomes, ["\n".join(e.transcript) for e in episodes], [e.opening for e in episodes])

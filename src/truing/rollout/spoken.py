@@ -15,11 +15,12 @@ SOURCE = "what the environment said"
 _SPOKEN = "x"  # stands for what the model said: what the template writes after a turn must not depend on it
 
 
-def between(renderer: Renderer, roles: tuple[str, ...], heard: Messages | str) -> list[int]:
+def between(renderer: Renderer, roles: tuple[str, ...], heard: Messages | str, *, closed: bool = True) -> list[int]:
     """The tokens after a model's turn that was the last of ``roles``, through the next generation prompt.
 
     With a template: what it writes after the end-of-turn token, the messages, and what it writes to ask for an answer. A text is
-    put there as it stands, and so are messages when there is no template, each in lines of its own.
+    put there as it stands, and so are messages when there is no template, each in lines of its own. A turn that is not ``closed`` by
+    its end-of-turn token, because a stop string ended it, gets that token first, where the template writes one.
 
     Raises BadRow when the template refuses these roles in this order, or rewrites a content; ModelError when it drops a turn.
     """
@@ -38,7 +39,7 @@ def between(renderer: Renderer, roles: tuple[str, ...], heard: Messages | str) -
     leads = [piece[len(piece.rstrip(" ")) :] for piece in pieces[:-1]]
     pieces[:-1] = [piece.rstrip(" ") for piece in pieces[:-1]]
     after = renderer._template_ids(pieces[0], first=False)
-    ids = after[renderer._through_end_of_turn(after) :]
+    ids = after[renderer._through_end_of_turn(after) if closed else 0 :]
     for lead, content, piece in zip(leads, contents[len(roles) :], pieces[1:], strict=True):
         ids += renderer._text_ids(lead + content, SOURCE) + renderer._template_ids(piece, first=False)
     return ids

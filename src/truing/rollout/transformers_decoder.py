@@ -11,13 +11,15 @@ from truing.models.roles import Role
 
 
 class TransformersDecoder:
-    """One rollout's decoder for a role on a backbone that the lean forward does not cover."""
+    """One rollout's decoder for a role on a backbone that the lean forward does not cover. Rows begin together: caches differ too much to join them."""
+
+    joins = False
 
     def __init__(self, role: Role) -> None:
         self.role = role
         self.model = role.backbone.model
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+    def admit(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         lengths = torch.tensor([len(p) for p in prompts])
         longest = int(lengths.max())
         ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
