@@ -35,11 +35,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learn": CORE | {"rollout", "observe"},
     "methods": CORE | {"rollout", "learn", "observe"},
     "pipeline": CORE | {"rollout", "learn", "observe", "methods"},
+    "plan": CORE | {"rollout", "learn", "methods", "pipeline"},  # above the methods, whose own functions it times
     "api": CORE | {"observe", "pipeline"},
     "labs": CORE | {"rollout", "learn", "observe", "methods", "pipeline"},
     "demo": CORE | {"rollout", "learn", "observe", "methods", "pipeline"},
     "__main__": {"cli"},
-    "cli": CORE | {"rollout", "learn", "observe", "methods", "pipeline", "labs", "demo"},
+    "cli": CORE | {"rollout", "learn", "observe", "methods", "pipeline", "plan", "labs", "demo"},
     "web": {"types", "errors", "config", "disk", "observe"},
     "backends": CORE | {"rollout", "learn"},
 }

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,16 +39,12 @@ def run_recipe(recipe: Recipe, runs: Path, progress: Any = None) -> Path:
     """
     folder = Path(runs) / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
-    ready: dict[str, str] = {}
-    plans: list[tuple[str, Any]] = []
-    for name, given in recipe.stages.items():
-        plans.append((name, _resolved(name, given, ready, list(recipe.stages))))
-        ready[name] = str(folder / name / "model")
+    plans = list(resolved(recipe, lambda name, _: str(folder / name / "model")))
     for name, stage in plans:
         _check_begun(folder / name, stage)
         if stage.method == "evaluate" and not (folder / name / "done.json").exists():
             _check_unseen(name, stage, plans)
-    write_atomic(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True).encode())
+    write_atomic(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode())
     for index, (name, stage) in enumerate(plans):
         if progress:
             progress.stage(name, index, len(plans), None)
@@ -59,6 +55,18 @@ def run_recipe(recipe: Recipe, runs: Path, progress: Any = None) -> Path:
     if progress:
         progress.done()
     return folder
+
+
+def resolved(recipe: Recipe, made: Callable[[str, Any], str]) -> Iterator[tuple[str, Any]]:
+    """The stages in order, with earlier ones' names replaced; ``made(name, stage)`` says where the model of a stage will be.
+
+    Raises ConfigError when a stage names a later one.
+    """
+    ready: dict[str, str] = {}
+    for name, given in recipe.stages.items():
+        stage = _resolved(name, given, ready, list(recipe.stages))
+        yield name, stage
+        ready[name] = made(name, stage)
 
 
 def _resolved(name: str, stage: Frozen, ready: dict[str, str], stages: list[str]) -> Frozen:
@@ -89,7 +97,7 @@ def _check_begun(folder: Path, stage: Frozen) -> None:
     if not (folder / "recipe.yaml").exists():
         return
     begun = yaml.safe_load((folder / "recipe.yaml").read_text())
-    plan = stage.model_dump()
+    plan = stage.model_dump(mode="json")
     changed = differences({k: v for k, v in begun.items() if k in plan}, plan)
     if changed:
         raise ConfigError(f"{folder}: was begun with another recipe: {'; '.join(changed)}. Use another name, or delete the folder to start again")

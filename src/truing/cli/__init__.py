@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from truing.cli import chat, data, env, lab, look, run, show, stages, verify
+from truing.cli import chat, data, env, lab, look, plan, run, show, stages, verify
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -38,6 +38,7 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 TRAIN, LEARN, LOOK, CHECK = "Train", "Learn", "Look at a run", "Check and describe"
 app.command("demo", rich_help_panel=TRAIN)(run.demo)
 app.command("run", rich_help_panel=TRAIN)(run.run)
+app.command("plan", rich_help_panel=TRAIN)(plan.plan)
 for method in ("sft", "reward", "ppo", "grpo"):
     app.command(method, rich_help_panel=TRAIN)(stages.command(method))
 app.command("lab", cls=lab.LabCommand, rich_help_panel=LEARN)(lab.lab)

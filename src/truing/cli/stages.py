@@ -19,7 +19,10 @@ from truing.cli.progress import open_progress
 from truing.cli.run import RUNS, Json, RunsDir, conclude
 from truing.config import METHODS, Stage, make_recipe, parse_yaml
 
-PANELS = {"scores": "Scores before they become rewards", "kl": "Distance from the reference", "curriculum": "Which prompts are left out", "lora": "Adapters (LoRA)"}
+PANELS = {
+    "scores": "Scores before they become rewards", "kl": "Distance from the reference", "curriculum": "Which prompts are left out",
+    "sampling": "Which tokens may be drawn, and what ends a completion", "lora": "Adapters (LoRA)",
+}  # fmt: skip
 OWN, SHARED, RUN = "The method", "Model and optimiser", "The run"
 
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run.", rich_help_panel=RUN)]
@@ -112,6 +115,8 @@ def _described(option: Field) -> tuple[Any, str]:
         return str, "null"
     if any(typing.get_origin(k) is dict for k in kinds):
         return list[str], "NAME=VALUE"
+    if any(typing.get_origin(k) is tuple for k in kinds):
+        return list[str], "TEXT"
     if any(typing.get_origin(k) is Literal for k in kinds):
         return str, "|".join(str(v) for k in kinds for v in typing.get_args(k)) + null
     return str, {int: "INT", float: "FLOAT"}.get(kinds[0], "TEXT") + null
@@ -121,7 +126,7 @@ def _default(option: Field) -> str:
     value = option.info.default
     if isinstance(value, BaseModel):
         return "on; see the options below"
-    return "null" if value is None else "none" if value == {} else str(value)
+    return "null" if value is None else "none" if value in ({}, ()) else str(value)
 
 
 def chosen(options: Sequence[Field], given: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +146,8 @@ def chosen(options: Sequence[Field], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(option: Field, value: Any) -> Any:
+    if isinstance(value, list) and any(typing.get_origin(k) is tuple for k in option.kinds):
+        return value
     if isinstance(value, list):
         pairs = [item.partition("=") for item in value]
         bad = [f"{k}{eq}{v}" for k, eq, v in pairs if not (k and eq and v)]
