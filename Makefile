@@ -15,14 +15,14 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST   := $(TEST_ENV) $(BIN)/python -m pytest
 PARALLEL := -n logical --maxprocesses 8 --dist loadfile
 
-.PHONY: help install demo test test-all check mutate bench clean
+.PHONY: help install demo test test-all check mutate bench bench-peers bench-table bench-profile clean
 
 help:
 	@echo "make demo      align a real 135M model with PPO and report whether it worked (ARGS='--quick' for a tiny one)"
 	@echo "make test      the fast tests         make test-all  the slow ones too"
 	@echo "make check     lint, types, house rules"
 	@echo "make mutate    break the mathematics in every small way; a test must fail each time (ARGS='kl planning' for some files)"
-	@echo "make bench     decoding beside transformers' generate, PPO beside Stable-Baselines3, the sandbox beside plain python, as JSON"
+	@echo "make bench     Truing beside its peers, row by row, into docs/performance.md (ARGS='decode ppo --model small' for some; PEERS=folder of their virtual environment)"
 	@echo "make clean     remove .venv and build products; runs/ stays"
 
 install: $(STAMP)
@@ -52,10 +52,29 @@ check: $(STAMP)
 mutate: $(STAMP)
 	$(TEST_ENV) $(BIN)/python tests/mutate.py $(ARGS)
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/decode.py
-	$(BIN)/python benchmarks/classic.py
-	$(BIN)/python benchmarks/sandbox.py
+# The peers have a virtual environment of their own. The last trl with PPO is an older release, unpacked beside it.
+PEERS   ?= .bench/peers
+TRL_PPO ?= $(PEERS)/trl-ppo
+TRL_PPO_RELEASE := trl==1.12.0
+
+bench: $(STAMP) $(PEERS)/.installed
+	PEERS=$(PEERS) TRL_PPO=$(TRL_PPO) $(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers: $(PEERS)/.installed
+
+bench-table: $(STAMP)
+	$(BIN)/python -m benchmarks.table
+
+bench-profile: $(STAMP)
+	$(BIN)/python -m benchmarks.profiling $(ARGS)
+
+$(PEERS)/.installed: benchmarks/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet '$(TORCH)'
+	$(PEERS)/bin/python -m pip install --quiet -r benchmarks/peers.txt
+	$(PEERS)/bin/python -m pip download --quiet --no-deps --dest $(PEERS)/wheels '$(TRL_PPO_RELEASE)'
+	$(PEERS)/bin/python -m zipfile -e $(PEERS)/wheels/$(subst ==,-,$(TRL_PPO_RELEASE))-py3-none-any.whl $(TRL_PPO)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

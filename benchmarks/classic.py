@@ -1,7 +1,7 @@
 """PPO on CartPole-v1: Stable-Baselines3 and Truing, the same settings, in one run; and how long the tabular classics take.
 
-    python benchmarks/classic.py                 # about three minutes; JSON on stdout
-    python benchmarks/classic.py --seeds 5
+    python -m benchmarks cartpole                # the row of the suite: about two minutes
+    python benchmarks/classic.py --seeds 5       # with the tabular classics; JSON on stdout
 
 Every training has a process and a thread of its own; the two systems take turns. Both train 100,000 environment steps
 with the settings that the RL Zoo tuned for this task, then play 20 episodes with the most likely action. Timed is the
@@ -98,6 +98,29 @@ def alone(system: str, seed: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def side_by_side(seeds: int) -> dict[str, list[dict[str, Any]]]:
+    """Every seed with each system in turn."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
+    for seed in range(seeds):
+        for name in SYSTEMS:
+            runs[name].append({"seed": seed, **alone(name, seed)})
+            print(f"{name} seed {seed}: {runs[name][-1]['seconds']:.1f} s, return {runs[name][-1]['return']:.0f}", file=sys.stderr)
+    return runs
+
+
+def results(seeds: int) -> list[Any]:
+    """The row of the suite."""
+    from benchmarks.results import result
+
+    runs = side_by_side(seeds)
+    speed = {name: statistics.median(r["steps"] / r["seconds"] for r in rows) for name, rows in runs.items()}
+    settings = {**SETTINGS, "steps": STEPS, "threads": 1, "seeds": seeds, "returns": {name: [r["return"] for r in rows] for name, rows in runs.items()}}
+    return [
+        result("cartpole", "networks", "ppo", f"PPO on CartPole-v1, {STEPS:,} steps", "speed", "env steps/s", speed["truing"], "Stable-Baselines3", speed["stable-baselines3"],
+               rounds=seeds, settings=settings, versions=versions())
+    ]  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -112,11 +135,7 @@ def main() -> None:
         print(json.dumps({**SYSTEMS[given.one](given.seed, STEPS), "first_seconds": first["seconds"]}))
         return
 
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
-    for seed in range(given.seeds):
-        for name in SYSTEMS:
-            runs[name].append({"seed": seed, **alone(name, seed)})
-            print(f"{name} seed {seed}: {runs[name][-1]['seconds']:.1f} s, return {runs[name][-1]['return']:.0f}", file=sys.stderr)
+    runs = side_by_side(given.seeds)
     tabular = {"bandit testbed, 2,000 x 1,000": seconds(bandits), "GridWorld Q-learning, 500 episodes": seconds(gridworld)}
     speed = {name: statistics.median(r["steps"] / r["seconds"] for r in rows) for name, rows in runs.items()}
     print(json.dumps({

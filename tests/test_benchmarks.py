@@ -1,0 +1,173 @@
+"""The benchmark suite measures what it says: the harness on a tiny model with Truing in every chair, its arithmetic on made-up numbers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import growth, profiling, roofline, rows, side_by_side, table, tokens, turns  # noqa: E402
+from benchmarks.goals import GOALS, goal_of  # noqa: E402
+from benchmarks.models import folder_of  # noqa: E402
+from benchmarks.results import FILE, load, result, save  # noqa: E402
+from benchmarks.side_by_side import Chair, ChairError, Played, Turn, take_turns  # noqa: E402
+
+ROUNDS = {"rounds": 3, "quiet": True}
+
+
+def made_up(name: str, seconds: list[float], peak: float, *, peer: bool = False, steps: int = 1) -> Turn:
+    rounds = [{"seconds": s, "tokens": 100, "peak_mib": peak, "optimiser_steps": steps, "others": 0.0} for s in seconds]
+    return Turn(Chair(name, "none", {}, peer=peer), {"versions": {}, "dtype": "float32"}, 1.0, rounds)
+
+
+# -- the harness ---------------------------------------------------------------------------------------------------------------
+def test_chairs_take_turns_on_the_same_work(tmp_path):
+    """Truing in both chairs: each unit is answered, in order, with what it counted; the peer's chair is no other than ours."""
+    shared = {"model": str(folder_of("tiny")), "prompt": 4, "lengths": [6] * 5, "slots": 5, "dtype": "float32"}
+    chairs = [Chair("theirs", "truing_decode", shared, peer=True, threads=1), Chair("float32", "truing_decode", shared, threads=1)]
+    played = take_turns(chairs, tmp_path, rounds=2)
+    found = rows.compare("decode", "tiny", "decode", played, "tokens/s", Turn.rate)
+    assert [(r.measure, r.peer, r.variant) for r in found] == [("speed", "theirs", "float32"), ("memory", "theirs", "float32")]
+    assert all(r["tokens"] == 30 and r["peak_mib"] > 50 and r["seconds"] > 0 for t in played.turns for r in t.rounds)
+    assert found[0].versions["truing"]["torch"] and found[0].settings["truing"]["dtype"] == "float32"
+    assert "/" not in json.dumps(found[0].settings), "a record must not carry a path of the machine"
+
+
+def test_a_training_chair_counts_optimiser_steps_and_real_tokens(tmp_path):
+    asks = {"method": "sft", "model": str(folder_of("tiny")), "batch": 4, "lengths": [8, 5, 8, 5], "options": {"dtype": "float32", "lora": None}}
+    played = take_turns([Chair("float32", "truing_training", asks, threads=1)], tmp_path, rounds=1, warmup=0)
+    assert [(r["optimiser_steps"], r["tokens"]) for r in played.turns[0].rounds] == [(1, 26)] * len(played.turns[0].rounds)
+
+
+def test_a_chair_that_fails_says_why(tmp_path):
+    with pytest.raises(ChairError, match="No module named benchmarks.no_such_chair"):
+        take_turns([Chair("float32", "no_such_chair", {})], tmp_path, rounds=1)
+
+
+def test_only_quiet_turns_count_when_there_are_enough():
+    turns = [{"others": o, "seconds": s} for o, s in ((0.0, 1.0), (side_by_side.QUIET, 9.0), (0.05, 2.0), (0.01, 3.0))]
+    chair = Chair("x", "none", {})
+    kept = side_by_side.counted(chair, {}, 0.0, turns, least=3)
+    assert kept.quiet and kept.median("seconds") == 2.0
+    noisy = side_by_side.counted(chair, {}, 0.0, turns, least=4)
+    assert not noisy.quiet and noisy.median("seconds") == 2.5
+    assert result("sft", "small", "float32", "SFT", "speed", "tokens/s", 2.0, "TRL", 1.0, rounds=4, quiet=False).held is None
+
+
+def test_a_turn_is_from_go_to_the_end_and_the_first_is_free(monkeypatch):
+    said, clock = [], iter([0.0, 5.0, 7.0, 10.0, 20.0])
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: next(clock))
+    one = object.__new__(turns.Turns)
+    one.facts, one._ready = {}, False
+    monkeypatch.setattr(turns.Turns, "_say", lambda _, answer: said.append(answer))
+    monkeypatch.setattr(turns.sys, "stdin", iter_lines(["go\n", "go\n"]))
+    one._start()  # at 0
+    one.lap()  # ready at 5; go at 7
+    one.lap(tokens=3)  # done at 10; go at 20
+    assert "seconds" not in said[0] and said[1]["seconds"] == 3.0 and said[1]["tokens"] == 3
+
+
+class iter_lines:
+    def __init__(self, lines: list[str]) -> None:
+        self.readline = iter(lines).__next__
+
+
+# -- arithmetic ------------------------------------------------------------------------------------------------------------------
+def test_ratios_are_of_medians():
+    """Peer: median of 1, 2, 9 s is 2; ours 1 s: twice as fast (a ratio of means would say 4). Memory 100 of 400 MiB is a quarter."""
+    played = Played([made_up("peer", [1.0, 9.0, 2.0], 400, peer=True), made_up("default", [1.0, 1.0, 1.0], 100)])
+    speed, memory = rows.compare("ppo", "small", "PPO", played, "s a step", rows.seconds)
+    assert (speed.peer_figure, speed.truing_figure, speed.ratio) == (2.0, 1.0, 2.0)
+    assert (memory.ratio, memory.goal, memory.held) == (0.25, "<= 0.4x", True)
+    assert (speed.goal, speed.held) == (">= 4.5x", False)
+    rate, _ = rows.compare("sft", "small", "SFT", Played([replace(played.turns[0]), made_up("float32", [1.0], 1)]), "tokens/s", Turn.rate)
+    assert (rate.peer_figure, rate.truing_figure, rate.ratio) == (50.0, 100.0, 2.0)
+
+
+def test_other_work_is_not_compared():
+    played = Played([made_up("peer", [1.0], 1, peer=True, steps=4), made_up("default", [1.0], 1, steps=16)])
+    with pytest.raises(ChairError, match="optimiser_steps"):
+        rows.compare("ppo", "small", "PPO", played, "s a step", rows.seconds)
+
+
+def test_goals_are_of_one_place_and_of_the_models_they_name():
+    assert str(goal_of("decode", "float32", "speed", "small")) == ">= 2.5x" and str(goal_of("decode", "float32", "speed", "medium")) == ">= 1.6x"
+    assert goal_of("decode", "float32", "roofline", "small") is None and goal_of("decode", "no such variant", "speed", "small") is None
+    assert goal_of("sft", "bfloat16", "speed", "small", "TRL") and goal_of("sft", "bfloat16", "speed", "small", "TRL, bfloat16") is None
+    assert not goal_of("ppo", "default", "memory", "small").held(0.41) and goal_of("ppo", "default", "memory", "small").held(0.4)
+    assert {row for row, _, _ in GOALS} <= set(rows.ROWS)
+
+
+def test_operations_of_generation_are_those_of_a_sum_over_tokens():
+    """The closed form beside the loop it stands for, on another shape than the doctest's."""
+    shape = {"hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 3, "intermediate_size": 5, "num_hidden_layers": 3, "vocab_size": 11}
+    total = 0
+    for new in (1, 4):
+        for position in range(6 + new - 1):  # the last sampled token is never read
+            layer = 8 * 3 * 4 + 2 * 8 * 3 * 2 + 4 * 3 * 8 + 3 * 8 * 5
+            total += 3 * (2 * layer + 2 * 2 * 4 * 3 * (position + 1))
+        total += new * 2 * 8 * 11
+    assert roofline.generation(shape, 6, [1, 4]) == total
+
+
+def test_growth_is_the_most_along_one_axis():
+    points = [{"batch": b, "length": n, "us_per_token": t, "own_mib": m} for b, n, t, m in ((1, 1, 10.0, 100.0), (2, 1, 11.0, 150.0), (10, 1, 9.0, 800.0), (1, 4, 40.0, 90.0))]
+    line = growth.along(points, "batch")
+    assert [p["batch"] for p in line] == [1, 2, 10]
+    assert growth.worst(line, "us_per_token") == 1.1 and growth.worst(line, "own_mib") == 8.0
+    assert growth.worst(growth.along(points, "length"), "us_per_token") == 4.0
+
+
+def test_tokens_are_the_same_for_everybody():
+    assert tokens.sequences([3, 5], 100, seed=1, end=1) == tokens.sequences([3, 5], 100, seed=1, end=1)
+    assert [len(row) for row in tokens.sequences([3, 5], 100, seed=1)] == [3, 5]
+    lengths = tokens.log_uniform(4000, 8, 127, seed=0)
+    assert min(lengths) == 8 and max(lengths) == 127
+    assert abs(sum(n < 32 for n in lengths) / 4000 - 0.5) < 0.03  # log(32 / 8) = log(128 / 32)
+    assert tokens.sevens([], ["t7 t14 t3 t8", ""]) == [0.5, 0.0]
+
+
+@pytest.mark.parametrize(("name", "product"), [("aten::mm", True), ("mkldnn::_linear_pointwise", True), ("aten::addmm_", True), ("aten::copy_", False), ("aten::sum", False)])
+def test_profiles_know_products(name, product):
+    assert profiling.is_product(name) is product
+
+
+# -- results and table -----------------------------------------------------------------------------------------------------------
+def test_a_result_is_replaced_when_it_is_measured_again(tmp_path):
+    one = result("sft", "small", "float32", "SFT", "speed", "tokens/s", 200.0, "TRL", 100.0, **ROUNDS)
+    save([one, replace(one, model="medium")], tmp_path / "r.json")
+    kept = save([replace(one, truing_figure=50.0, ratio=0.5, held=False)], tmp_path / "r.json")
+    assert [(r.model, r.ratio, r.held) for r in load(tmp_path / "r.json")] == [("small", 0.5, False), ("medium", 2.0, True)] == [(r.model, r.ratio, r.held) for r in kept]
+
+
+def test_the_table_says_what_is_held_and_what_is_not():
+    held = result("sft", "small", "float32", "SFT", "speed", "tokens/s", 200.0, "TRL", 100.0, **ROUNDS)
+    lost = result("reward", "small", "float32", "reward model", "speed", "tokens/s", 110.0, "TRL", 100.0, **ROUNDS)
+    alone = result("start-up", "none", "import truing", "import", "seconds", "s", 0.1, **ROUNDS)
+    text = table.render([lost, held, alone])
+    assert "2 of 3 goals are held." in text
+    assert "| SFT | small | float32 | TRL | 100 tokens/s | 200 tokens/s | **2.00x** | >= 1x: held |" in text
+    assert "| **1.10x** | >= 1.2x: **not held** |" in text and "| import | none | import truing | 0.1 s | <= 0.3 s: held |" in text
+    assert text.index("| SFT |") < text.index("| reward model |")
+    page = table.put(f"before\n{table.BEGIN}\nold\n{table.END}\nafter", text)
+    assert page == f"before\n{table.BEGIN}\n\n{text}\n\n{table.END}\nafter"
+    with pytest.raises(ValueError, match="no place"):
+        table.put("a page without marks", text)
+
+
+def test_the_committed_results_are_whole_and_their_table_is_in_the_documentation():
+    found = load(FILE)
+    for r in found:
+        goal = goal_of(r.row, r.variant, r.measure, r.model, r.peer)
+        judged = None if goal is None or r.quiet is False else goal.held(r.truing_figure if r.ratio is None else r.ratio)
+        assert (r.goal, r.held) == (None if goal is None else str(goal), judged), r.key
+        assert r.row in rows.ROWS and r.machine["processors"] > 0 and r.measured and asdict(r)
+    assert len({r.key for r in found}) == len(found)
+    page = table.PAGE.read_text()
+    assert table.put(page, table.render(found)) == page, "docs/performance.md is not of these results: python -m benchmarks.table"
