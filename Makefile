@@ -52,15 +52,16 @@ check: $(STAMP)
 mutate: $(STAMP)
 	$(TEST_ENV) $(BIN)/python tests/mutate.py $(ARGS)
 
-# The peers have a virtual environment of their own. The last trl with PPO is an older release, unpacked beside it.
+# The peers have a virtual environment of their own, made here unless PEERS names one that is ready. The last trl with PPO is an older release, unpacked.
 PEERS   ?= .bench/peers
+PEERS_STAMP := $(if $(filter .bench/peers,$(PEERS)),.bench/peers/.installed)
 TRL_PPO ?= $(PEERS)/trl-ppo
 TRL_PPO_RELEASE := trl==1.12.0
 
-bench: $(STAMP) $(PEERS)/.installed
+bench: $(STAMP) $(PEERS_STAMP)
 	PEERS=$(PEERS) TRL_PPO=$(TRL_PPO) $(BIN)/python -m benchmarks $(ARGS)
 
-bench-peers: $(PEERS)/.installed
+bench-peers: $(PEERS_STAMP)
 
 bench-table: $(STAMP)
 	$(BIN)/python -m benchmarks.table
@@ -68,7 +69,7 @@ bench-table: $(STAMP)
 bench-profile: $(STAMP)
 	$(BIN)/python -m benchmarks.profiling $(ARGS)
 
-$(PEERS)/.installed: benchmarks/peers.txt
+.bench/peers/.installed: benchmarks/peers.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet '$(TORCH)'
 	$(PEERS)/bin/python -m pip install --quiet -r benchmarks/peers.txt

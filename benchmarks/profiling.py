@@ -74,10 +74,12 @@ def is_product(name: str) -> bool:
 
 def work_of(row: str, model: str, dtype: str, lora: bool) -> tuple[str, dict[str, Any]]:
     """The chair's module, and what it is asked, for a row of the suite."""
-    from benchmarks.rows import A_PACK, BATCH, MIXED, NEW, PROMPT
+    from benchmarks.rows import A_PACK, BATCH, MIXED, NEW, PROMPT, STOPS
 
     shared = {"model": str(folder_of(model))}
     options = {"dtype": dtype, **({} if lora else {"lora": None})}
+    if row == "decode-spread":
+        return "truing_decode", {**shared, "dtype": dtype, "lora": lora, "lengths": [256] * (4 * BATCH), "prompt": PROMPT, "slots": BATCH, "stops": STOPS}
     if row == "decode":
         return "truing_decode", {**shared, "dtype": dtype, "lora": lora, "lengths": [NEW] * BATCH, "prompt": PROMPT}
     if row in ("sft", "sft-padded", "sft-packed", "reward", "reward-mixed"):
@@ -89,7 +91,7 @@ def work_of(row: str, model: str, dtype: str, lora: bool) -> tuple[str, dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profiling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("row", choices=("decode", "sft", "sft-padded", "sft-packed", "reward", "reward-mixed", "ppo", "grpo"))
+    parser.add_argument("row", choices=("decode", "decode-spread", "sft", "sft-padded", "sft-packed", "reward", "reward-mixed", "ppo", "grpo"))
     parser.add_argument("--model", choices=NAMES, default="small")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--lora", action="store_true", help="train (or, for decode, merge) adapters instead of every weight")

@@ -33,6 +33,8 @@ def render(results: Sequence[Result]) -> str:
     alone = [r for r in rows if not r.peer]
     if alone:
         parts.append(_table(("work", "model", "what", "figure", "goal"), _once([_alone(r) for r in alone])))
+    if any(r.row == "growth" for r in rows):
+        parts.append(f"![Time per token and memory over batch and length]({FIGURE.name})\n\nMemory is what the work needs beyond the libraries and the loaded model.")
     return "\n\n".join(parts)
 
 

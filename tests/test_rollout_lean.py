@@ -180,3 +180,24 @@ def test_limits_are_checked() -> None:
             sample(role(), [[5], [6]], max_new_tokens=limits, temperature=1.0, stop_ids=[], seed=0, step=0)
     with pytest.raises(ConfigError, match="a prompt of 2 tokens and max_new_tokens=255 exceed"):
         sample(role(), [[5], [6, 7]], max_new_tokens=[10, 255], temperature=1.0, stop_ids=[], seed=0, step=0)
+
+
+@torch.no_grad()
+def test_rope_that_stretches_beyond_the_context_is_left_alone_within_it() -> None:
+    """The cache has room for more columns than the context; asked for those, a dynamic rope would turn every key by other angles."""
+    model = small(context=40, rope_scaling={"rope_type": "dynamic", "factor": 4.0})
+    policy = Role(Backbone(model, lora=Lora()))
+    before = logits_of(policy, list(range(5, 35)))
+    rollout = sample(policy, [list(range(5, 30))], max_new_tokens=15, temperature=1.0, stop_ids=[], seed=0, step=0)  # to the last position
+    pack = Pack(rollout.sequences())
+    positions = pack.at(rollout.places()) - 1
+    logits = torch.nn.functional.linear(policy.hidden(pack, positions), policy.backbone.head_weight)
+    again = logits.log_softmax(-1).gather(1, pack.ids_N[positions + 1][:, None]).squeeze(1)
+    torch.testing.assert_close(again, rollout.sampler_logp_BT[0], atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits_of(policy, list(range(5, 35))), before)
+
+
+def test_rope_whose_angles_depend_on_the_batch_is_left_to_transformers() -> None:
+    half = [1.0] * 4
+    long = {"rope_type": "longrope", "long_factor": half, "short_factor": half, "original_max_position_embeddings": 16, "factor": 4.0}
+    assert not llama.fits(small(rope_scaling=long))

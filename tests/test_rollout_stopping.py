@@ -186,3 +186,18 @@ def test_a_rollout_ends_where_its_text_does_and_is_otherwise_the_same(kind: str)
     assert stop and shorter > 2
     real = ended_.trained_BT
     torch.testing.assert_close(ended_.sampler_logp_BT[real], plain.sampler_logp_BT[:, : real.shape[1]][real], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("said", "stop"), [("€", "€"), ("🎉", "🎉"), ("a日本", "本"), ("aé€", "€"), ("a€", "€"), ("\n\n", "\n\n")])
+def test_characters_spelled_in_byte_tokens_are_read(said: str, stop: str) -> None:
+    """A tokenizer of the SentencePiece kind spells what it has no token for in byte tokens, and decodes a run of them that is no text byte by byte."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0, "</s>": 1, **{f"<0x{b:02X}>": 2 + b for b in range(256)}, "\u2581": 258, "a": 259}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    inner.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tok = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="</s>")
+    ids = [i for c in said for i in ([259] if c == "a" else [2 + b for b in c.encode()])]
+    assert ended(Stops([], (stop,), plain_text(tok)), ids) == len(ids)
+    assert ended(Stops([], ("never",), plain_text(tok)), ids) is None

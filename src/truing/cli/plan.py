@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from truing.plan import Plan, StagePlan
 
 Json = Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")]
-Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Memory to fit into, 8GiB say.  [default: what is available now]", show_default=False)]
+Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Memory to fit into, 8GiB say.  \\[default: what is available now]", show_default=False)]
 Time = Annotated[bool, typer.Option("--time/--no-time", help="Time a few pieces of each stage (seconds); without, no model is loaded.")]
 Items = Annotated[bool, typer.Option("--items", help="Show what the memory of each stage is made of.")]
 

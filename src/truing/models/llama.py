@@ -28,6 +28,8 @@ def fits(model: PreTrainedModel) -> bool:
     """True when this forward gives transformers' own logits on a probe of 8 tokens (1e-3 relative)."""
     config = model.config
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if getattr(model.base_model.rotary_emb if config.model_type in FAMILIES else None, "rope_type", None) == "longrope":
+        return False  # its tables depend on the longest sequence at hand, and so would every other sequence of a batch
     if config.model_type not in FAMILIES or config.hidden_act != "silu" or (window and window < config.max_position_embeddings):
         return False
     probe = torch.arange(8) * 7 % config.vocab_size

@@ -50,7 +50,9 @@ def _reuse_memory() -> None:
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ.get("LD_PRELOAD", "") for name in ("jemalloc", "tcmalloc", "mimalloc")):
         return
     c = ctypes.CDLL(None)
-    for option, value in ((-3, HEAP), (-1, SLACK), (-2, 64 << 20)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+    if not c.mallopt(-3, HEAP):  # M_MMAP_THRESHOLD; older versions take no more than 32 MiB
+        c.mallopt(-3, 32 << 20)
+    for option, value in ((-1, SLACK), (-2, 64 << 20)):  # M_TRIM_THRESHOLD, M_TOP_PAD
         c.mallopt(option, value)
 
 

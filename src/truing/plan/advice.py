@@ -116,7 +116,7 @@ def changes(config: Any, weights: Weights, load: Load) -> Iterator[Change]:
     tokens, least = int(min(config.micro_tokens, load.tokens)), max(*load.part, LEAST)
     while tokens > least:
         tokens = max(1 << (tokens - 1).bit_length() - 1, least)  # the next power of two below
-        yield Change({"micro_tokens": tokens}, "a little longer: more and smaller products", {}, True)
+        yield Change({"micro_tokens": tokens}, "up to a fifth longer: more and smaller products", {}, True)
     if not isinstance(config, Stage):
         if isinstance(config, Evaluate) and config.samples > 1:
             yield Change({"samples": 1}, "less, and wider intervals", {"generate": 1 / config.samples, "score": 1 / config.samples, "look": 1 / config.samples}, False)

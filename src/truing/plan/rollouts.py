@@ -47,7 +47,7 @@ def probe(config: PPO | GRPO, rows: Rows, seed: int, seconds: float, scratch: Pa
         every = (saving(learner), config.save_every)
     finally:
         close(actor.reward, *actor.monitors.values())
-    return Timing({"generate": drawn.seconds, **phases}, opening, every, NOTHING, "; ".join(x for x in (drawn.basis, note) if x), drawn.tokens)
+    return Timing(made.again({"generate": drawn.seconds, **phases}), opening, every, NOTHING, "; ".join(x for x in (drawn.basis, note) if x), drawn.tokens)
 
 
 class _Step:
@@ -108,11 +108,21 @@ class _Step:
             phases = {name: laps.of(name).times(count / size) for name in ("trunk", "score", "look", "record")}
             phases["update"], part = self._scaled(laps, size), f"the rest on {size} of {count} completions"
         phases = self._spread(phases, drawn)
-        factor = self._varied(laps)
-        if factor < 1:
+        factor = self.varied = self._varied(laps)
+        if factor < 1 and config.zero_variance != "resample":  # type: ignore[union-attr]
             phases["update"] = Span(phases["update"].seconds * factor, phases["update"].low * factor, phases["update"].high)
             self.note += f"; {factor:.0%} of the groups differ in reward, and the others teach nothing"
         return phases, part + self.note
+
+    def again(self, phases: dict[str, Span]) -> dict[str, Span]:
+        """With what is sampled besides: a greedy completion of each prompt; other prompts in the place of groups that do not differ."""
+        config = self.config
+        if not isinstance(config, GRPO):
+            return phases
+        more = 1 + 1 / config.group if config.advantage == "greedy" else 1.0
+        rounds = 1 + config.resample_rounds if config.zero_variance == "resample" else 1
+        expected = min(float(rounds), 1 / self.varied)
+        return {k: Span(s.seconds * more * expected, s.low * more, s.high * more * rounds) if k in ("generate", "trunk", "score") else s for k, s in phases.items()}
 
     def _steps(self, drawn: Generated, seconds: float) -> Laps:
         """One phase after the other as in a run: what one of them leaves in the caches, another does not find there."""

@@ -90,7 +90,8 @@ class LeanDecoder:
             self.values[index] = values.new_zeros(_up(rows, ROWS), self.heads, self.columns, self.width)
             self.keys[index][:b, :, :, new], self.values[index][:b, :, new] = keys[:b, :, :, old], values[:b, :, old]
         self.column = column
-        self.turn = llama.turns(self.model, self.columns, torch.zeros(0))
+        context = getattr(self.model.config, "max_position_embeddings", None) or self.columns
+        self.turn = llama.turns(self.model, min(self.columns, context), torch.zeros(0))  # rope that stretches beyond the context must not hear of a column there
 
     # -- forward -------------------------------------------------------------------------------------------------
     def _prefill(self, pack: Pack, source: Tensor, rows: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from truing.errors import ConfigError
 Decode = Callable[[list[list[int]]], list[str]]
 """The texts of lists of token ids, special tokens written out."""
 
+CHARACTER = 4  # bytes, and so tokens, of the longest character
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes of a character that is not complete yet are decoded to
 
 
@@ -71,24 +72,31 @@ class Stops:
         new = sorted({t for t in tokens if t not in self._says})
         self._says.update(zip(new, self._texts_of([[t] for t in new], decode), strict=True))
         asked: list[int] = []
+        windows: list[list[int]] = []
         for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             says = self._says[token]
             if says:
                 self._tails.setdefault(row, deque(maxlen=self._tokens)).append(token)
                 if UNFINISHED in says or any(text[-1] in says for text in self.texts):
-                    asked.append(place)
+                    own = list(self._tails[row])
+                    for start in range(min(CHARACTER, len(own))):  # the tail may begin inside a character: then also from the next token on
+                        asked.append(place)
+                        windows.append(own[start:])
+                        if UNFINISHED not in self._says[own[start]]:
+                            break
         found = [False] * len(rows)
-        for place, said in zip(asked, self._texts_of([list(self._tails[rows[i]]) for i in asked], decode), strict=True):
+        for place, said in zip(asked, self._texts_of(windows, decode), strict=True):
             if any(text in said for text in self.texts):
                 found[place] = True
-                del self._tails[rows[place]]
+                self._tails.pop(rows[place], None)
         return found
 
     @staticmethod
     def _texts_of(lists: list[list[int]], decode: Decode) -> list[str]:
         """What these tokens say in the middle of a text. Some tokenizers drop the blank before the first word they decode, so each
-        list is decoded after its own first token, whose text is then taken off."""
+        list is decoded after its own first token, whose text is then taken off; but a piece of a character, which has no blank, would spoil it."""
         if not lists:
             return []
-        both = decode([[first[0], *first] for first in lists] + [[first[0]] for first in lists])
-        return [said[len(first) :] for said, first in zip(both[: len(lists)], both[len(lists) :], strict=True)]
+        alone = decode([[own[0]] for own in lists])
+        both = decode([own if UNFINISHED in first else [own[0], *own] for own, first in zip(lists, alone, strict=True)])
+        return [said if UNFINISHED in first else said[len(first) :] for said, first in zip(both, alone, strict=True)]
