@@ -101,7 +101,7 @@ def decode(settings: Settings, model: str) -> list[Result]:
         *(settings.peer(f"transformers generate, {how}", "peer_decode", how=how.split()[0], **shared) for how in ("dynamic cache", "static cache", "continuous batching")),
         settings.peer("transformers generate, dynamic cache, bfloat16", "peer_decode", how="dynamic", dtype="bfloat16", **shared),
         *(Chair(dtype, "truing_decode", {**shared, "dtype": dtype}) for dtype in PRECISIONS),
-        Chair("bfloat16, adapter merged", "truing_decode", {**shared, "dtype": "bfloat16", "lora": True}),
+        Chair("bfloat16, with an adapter", "truing_decode", {**shared, "dtype": "bfloat16", "lora": True}),
         Chair("products", "roofline", {}),
     ]
     work = f"decode {BATCH} x {NEW} new tokens, prompt {PROMPT}"
