@@ -58,7 +58,7 @@ def _measure(rows: list[str], models: list[str] | None, settings: Settings, *, d
                 continue
             found += new
             if not dry:
-                table.write(save(new))
+                table.write(save(new, whole=settings.beside is None))
             print(f"\n{row}, {model}: {time.perf_counter() - began:.0f} s\n{table.render(new)}", flush=True)
     print(f"\n{len(found)} results, {len(load())} kept in all; goals not held: {[f'{r.row} {r.model} {r.variant} {r.measure} against {r.peer}' for r in found if r.held is False]}")
     for line in failed:

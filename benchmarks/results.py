@@ -81,9 +81,11 @@ def load(path: Path = FILE) -> list[Result]:
     return [Result(**row) for row in json.loads(path.read_text())] if path.exists() else []
 
 
-def save(new: Iterable[Result], path: Path = FILE) -> list[Result]:
-    """Write these records over those of the same comparison; returns all."""
-    found = {r.key: r for r in load(path)} | {r.key: r for r in new}
+def save(new: Iterable[Result], path: Path = FILE, *, whole: bool = False) -> list[Result]:
+    """Write these records over those of the same comparison, or (``whole``) over all of the same row and model; returns all."""
+    new = list(new)
+    again = {(r.row, r.model) for r in new} if whole else set()
+    found = {r.key: r for r in load(path) if (r.row, r.model) not in again} | {r.key: r for r in new}
     path.write_text(json.dumps([asdict(r) for r in found.values()], indent=1) + "\n")
     return list(found.values())
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import growth
+from benchmarks.models import NAMES
 from benchmarks.results import Result, load
 from benchmarks.side_by_side import ROOT
 
@@ -22,7 +23,7 @@ def render(results: Sequence[Result]) -> str:
     """Two tables: what has a peer, with its speed and memory side by side, and what has none."""
     if not results:
         return "Nothing has been measured yet: `make bench`."
-    rows = sorted(results, key=lambda r: (ORDER.index(r.row) if r.row in ORDER else len(ORDER)))
+    rows = sorted(results, key=lambda r: (ORDER.index(r.row), NAMES.index(r.model) if r.model in NAMES else len(NAMES), r.peer or ""))
     goals = [r for r in rows if r.held is not None]
     parts = [f"{sum(bool(r.held) for r in goals)} of {len(goals)} goals are held. {_machine(rows)}"]
     beside = {(r.row, r.model, r.variant, r.peer): r for r in rows if r.peer and r.measure == "speed"}

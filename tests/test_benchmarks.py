@@ -103,7 +103,7 @@ def test_goals_are_of_one_place_and_of_the_models_they_name():
     assert goal_of("decode", "float32", "roofline", "small") is None and goal_of("decode", "no such variant", "speed", "small") is None
     assert goal_of("sft", "bfloat16", "speed", "small", "TRL") and goal_of("sft", "bfloat16", "speed", "small", "TRL, bfloat16") is None
     assert not goal_of("ppo", "default", "memory", "small").held(0.41) and goal_of("ppo", "default", "memory", "small").held(0.4)
-    assert {row for row, _, _ in GOALS} <= set(rows.ROWS)
+    assert {row for row, _, _ in GOALS} <= set(rows.ROWS) == set(table.ORDER)
 
 
 def test_operations_of_generation_are_those_of_a_sum_over_tokens():
@@ -146,6 +146,9 @@ def test_a_result_is_replaced_when_it_is_measured_again(tmp_path):
     save([one, replace(one, model="medium")], tmp_path / "r.json")
     kept = save([replace(one, truing_figure=50.0, ratio=0.5, held=False)], tmp_path / "r.json")
     assert [(r.model, r.ratio, r.held) for r in load(tmp_path / "r.json")] == [("small", 0.5, False), ("medium", 2.0, True)] == [(r.model, r.ratio, r.held) for r in kept]
+    other = replace(one, variant="bfloat16", held=True)
+    assert [r.variant for r in save([other], tmp_path / "r.json", whole=True) if r.model == "small"] == ["bfloat16"]  # what is no longer measured goes
+    assert len(load(tmp_path / "r.json")) == 2
 
 
 def test_the_table_says_what_is_held_and_what_is_not():
