@@ -160,7 +160,7 @@ def test_grids_hold_every_token_once() -> None:
         tokens = torch.cat([torch.arange(pack.tokens) if g.tokens is None else g.tokens for g in grids])
         assert sorted(tokens.tolist()) == list(range(pack.tokens))
         for g in grids:
-            if g.padded is not None:
-                assert torch.equal(g.padded[g.cells], g.tokens) and g.padded.numel() == g.rows * g.longest
-                ids = pack.ids_N[g.padded].view(g.rows, g.longest)
+            if g.source is not None:
+                assert torch.equal(g.source[g.cells], g.tokens) and g.source.numel() == g.rows * g.longest and (g.source < 0).sum() == g.source.numel() - len(g.tokens)
+                ids = pack.ids_N[g.source].view(g.rows, g.longest)
                 assert ids[:, 0].tolist() == [1] * g.rows  # every row begins with the beginning of a sequence

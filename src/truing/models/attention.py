@@ -6,28 +6,16 @@ like length go together, so that little is padded. `attend` turns queries and ke
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from truing.models import fused
+from truing.models.fused import Turn
 from truing.models.pack import Grid, Pack
 
 SHORT = 128
-
-
-class Turn(NamedTuple):
-    """Rotary tables by position, float32 ``[T, d]``: ``y = x cos + swap(x) sin``, where swap exchanges the halves of a head; the first half of ``sin`` is negated."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def __call__(self, x: Tensor, *, scale: float = 1.0, back: bool = False) -> Tensor:
-        """``x`` ``[..., T, d]`` in float32, turned (or turned back) and scaled."""
-        t = x.shape[-2]
-        cos, sin = self.cos[:t] * scale, self.sin[:t] * (-scale if back else scale)
-        a, b = x.chunk(2, -1)
-        return torch.mul(x, cos).addcmul_(torch.cat((b, a), -1), sin)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pack: Pack, turn: Turn, scale: float) -> Tensor:
@@ -38,13 +26,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pack: Pack, turn: Turn, scale: float
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, grids: list[Grid], turn: Turn, scale: float) -> Tensor:
-        heads, out = k.shape[1], torch.empty_like(q)
+        heads, out = k.shape[1], q.new_empty(q.shape)
         kept: list[Tensor] = []
         for grid in grids:
-            lay = lambda x, g=grid: _lay(g, x, heads)  # noqa: E731
-            turned = turn(lay(q), scale=scale).to(q.dtype), turn(lay(k)).to(q.dtype), lay(v).to(q.dtype)
+            turned = fused.lay(grid, q, heads, turn, scale), fused.lay(grid, k.to(q.dtype), heads, turn), fused.lay(grid, v.to(q.dtype), heads)
             made, extra = (_short if grid.longest <= SHORT else _flash)(*turned)
-            _flat(grid, made, out)
+            fused.flat(grid, made, out)
             kept += [*turned, *extra]
         ctx.save_for_backward(*kept)
         ctx.settings = (grids, turn, scale, q.shape, k.shape)
@@ -60,34 +47,25 @@ class _Attend(torch.autograd.Function):
             short = grid.longest <= SHORT
             count = 4 if short else 5
             own, kept = kept[:count], kept[count:]
-            g_q, g_k, g_v = (_short_backward if short else _flash_backward)(_lay(grid, g, k_shape[1], zeros=True).to(g.dtype), *own)
-            _flat(grid, turn(g_q.float(), scale=scale, back=True), found[0])
-            _flat(grid, turn(g_k.float(), back=True), found[1])
-            _flat(grid, g_v, found[2])
+            g_q, g_k, g_v = (_short_backward if short else _flash_backward)(fused.lay(grid, g, k_shape[1]), *own)
+            fused.flat(grid, g_q, found[0], turn, scale)
+            fused.flat(grid, g_k, found[1], turn)
+            fused.flat(grid, g_v, found[2])
         return *found, None, None, None
 
 
 # -- two forms; queries [B, K, G, T, d], keys and values [B, K, 1, T, d] -----------------------------------------------------
 def _short(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    t = q.shape[3]
-    weights = _weights(_heads(q), _heads(k), t)
+    weights = fused.causal_softmax(torch.bmm(_heads(q), _heads(k).transpose(1, 2)), q.shape[3])
     return torch.bmm(weights, _heads(v)).view_as(q), (weights,)
 
 
 def _short_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """With ``P = softmax(S)`` and ``S = q k^T``: dS = P (dP - sum(dP P)), where dP = g v^T."""
+    """With ``P = softmax(S)``, ``S = q k^T`` and ``out = P v``: dP = g v^T."""
     own = _heads(g)
-    g_weights = torch.bmm(own, _heads(v).transpose(1, 2))
-    g_scores = torch._softmax_backward_data(g_weights, weights, -1, weights.dtype)
+    g_scores = fused.causal_softmax_backward(torch.bmm(own, _heads(v).transpose(1, 2)), weights)
     g_q, g_k, g_v = torch.bmm(g_scores, _heads(k)), torch.bmm(g_scores.transpose(1, 2), _heads(q)), torch.bmm(weights.transpose(1, 2), own)
     return g_q.view_as(q), g_k.view_as(k), g_v.view_as(v)
-
-
-def _weights(q: Tensor, k: Tensor, t: int) -> Tensor:
-    future = torch.full((t, t), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
-    scores = torch.bmm(q, k.transpose(1, 2))
-    scores.view(-1, t, t).add_(future)
-    return torch.softmax(scores, -1, out=scores)  # of bfloat16 too, this is summed in float32
 
 
 def _heads(x: Tensor) -> Tensor:
@@ -113,25 +91,3 @@ def _flash_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log
 def _every(x: Tensor, groups: int) -> Tensor:
     """Keys or values once for every query head: ``[B, H, T, d]``."""
     return x.expand(-1, -1, groups, -1, -1).flatten(1, 2)
-
-
-# -- between packed tokens and a grid's heads --------------------------------------------------------------------------------
-def _lay(grid: Grid, x: Tensor, heads: int, *, zeros: bool = False) -> Tensor:
-    """``[N, H, d]`` to float32 ``[B, K, G, T, d]``; cells past a sequence's end hold another token, or zeros."""
-    b, t = grid.rows, grid.longest
-    if grid.cells is not None:
-        if zeros:
-            x = x.new_zeros(b * t, *x.shape[1:]).index_copy_(0, grid.cells, x.index_select(0, grid.tokens))
-        else:
-            x = x.index_select(0, grid.padded)
-    parted = x.view(b, t, heads, -1, x.shape[-1]).permute(0, 2, 3, 1, 4)
-    return torch.empty(parted.shape, dtype=torch.float32, device=x.device).copy_(parted)
-
-
-def _flat(grid: Grid, x: Tensor, out: Tensor) -> None:
-    """Write ``[B, K, G, T, d]`` back to its tokens' rows of ``out``."""
-    parted = x.permute(0, 3, 1, 2, 4)
-    if grid.cells is None:
-        out.view(parted.shape).copy_(parted)
-    else:
-        out.index_copy_(0, grid.tokens, parted.reshape(-1, *out.shape[1:]).index_select(0, grid.cells).to(out.dtype))

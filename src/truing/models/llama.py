@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from truing.models import halves, linears
 from truing.models.adapters import Adapter
-from truing.models.attention import Turn, attend
+from truing.models.attention import attend
+from truing.models.fused import Turn
 from truing.models.lean_backward import rms_norm, rows
 from truing.models.pack import Pack
 
@@ -78,7 +79,7 @@ def turns(model: PreTrainedModel, longest: int, like: Tensor) -> Turn:
     """Rotary tables of positions 0 to ``longest - 1``."""
     cos, sin = model.base_model.rotary_emb(like[None].float(), torch.arange(longest, device=like.device)[None])
     half = cos.shape[-1] // 2
-    return Turn(cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1))
+    return Turn(cos[0].contiguous(), torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1))
 
 
 def norm(module: nn.Module, x: Tensor) -> Tensor:

@@ -21,12 +21,12 @@ FEW = 256  # tokens that are not worth a grid of their own
 class Grid(NamedTuple):
     """Some sequences of a pack, right-padded to the longest of them. The three indices are None when nothing is padded: the grid is then the whole pack.
 
-    ``padded`` is a packed token for every cell, ``cells`` the cells that are real and ``tokens`` the packed tokens that stand in them.
+    ``source`` is the packed token of every cell, -1 past a sequence's end; ``cells`` are the cells that are real and ``tokens`` what stands in them.
     """
 
     rows: int
     longest: int
-    padded: Tensor | None
+    source: Tensor | None
     cells: Tensor | None
     tokens: Tensor | None
 
@@ -94,7 +94,7 @@ class Pack:
         lengths, starts = (torch.tensor([of[r] for r in rows]) for of in (self.lengths, self.starts))
         time = torch.arange(int(lengths.max()))
         real, place = time < lengths[:, None], starts[:, None] + time
-        return Grid(len(rows), len(time), torch.where(real, place, 0).flatten(), real.flatten().nonzero().squeeze(-1), place[real])
+        return Grid(len(rows), len(time), torch.where(real, place, -1).flatten(), real.flatten().nonzero().squeeze(-1), place[real])
 
     def spans(self, first: Sequence[int], last: Sequence[int]) -> Tensor:
         """Packed indices of positions ``first[b] .. last[b] - 1`` of every sequence, in order."""

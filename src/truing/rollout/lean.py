@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from truing.models import halves, llama
+from truing.models import fused, llama
 from truing.models.adapters import Adapter
 from truing.models.attention import attend
 from truing.models.pack import Pack
@@ -39,8 +39,6 @@ class LeanDecoder:
         self.layers = [_Layer(layer, f"model.layers.{i}", role.adapter, self.dtype, packed=packed) for i, layer in enumerate(self.model.base_model.layers)]
         self.head = _Linear([("lm_head", self.model.get_output_embeddings())], None, torch.float32, packed=packed)
         self.heads, self.width = config.num_key_value_heads, self.layers[0].width
-        self.groups = config.num_attention_heads // self.heads
-        self.scales = torch.tensor([self.layers[0].scale] * config.num_attention_heads + [1.0] * self.heads)[:, None]  # of queries and keys
         self.columns = self.column = 0
         self.keys = [torch.zeros(0, self.heads, self.width, 0, dtype=self.dtype) for _ in self.layers]  # [b, K, d, C]: queries times it need no transpose
         self.values = [torch.zeros(0, self.heads, 0, self.width, dtype=self.dtype) for _ in self.layers]
@@ -106,7 +104,7 @@ class LeanDecoder:
         for index, layer in enumerate(self.layers):
             qk, v = layer.project(x)
             q, k = qk.split((layer.heads, self.heads), -2)
-            held = [t.to(self.dtype)[tokens].unflatten(0, (len(rows), longest)) for t in (_turned(k, cos, sin), v)]
+            held = [t.to(self.dtype)[tokens].unflatten(0, (len(rows), longest)) for t in (fused.turned(k, cos, sin), v)]
             self.keys[index][rows, :, :, at], self.values[index][rows, :, at] = held[0].permute(0, 2, 3, 1), held[1].transpose(1, 2)
             mixed = attend(q, k, v, pack, turn, layer.scale).flatten(-2)
             if index + 1 == len(self.layers):
@@ -122,24 +120,13 @@ class LeanDecoder:
         rows = _up(b, ROWS)
         lengths = F.pad(self.lengths, (0, rows - b))
         x = F.embedding(F.pad(tokens, (0, rows - b)), self.model.get_input_embeddings().weight).float()
-        cos, sin = (table[lengths, None] * self.scales for table in self.turn)
-        age = self.column - torch.arange(self.columns)
-        unseen = torch.zeros(rows, 1, self.columns, dtype=self.dtype).masked_fill_(((age < 0) | (age > lengths[:, None]))[:, None], float("-inf"))
+        look = fused.LookBack(self.turn, lengths, self.column, self.columns, self.layers[0].scale, self.dtype)
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
             qk, v = layer.project(x)
-            q, k = _turned(qk, cos, sin).to(self.dtype).split((layer.heads, self.heads), -2)
-            keys[:rows, :, :, self.column], values[:rows, :, self.column] = k, v
-            x = layer.finish(x, self._attend(q, keys[:rows], values[:rows], unseen))
+            x = layer.finish(x, look(qk, v, keys[:rows], values[:rows]))
         self.lengths = self.lengths + 1
         self.column += 1
         return self._logits(x[:b])
-
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor) -> Tensor:
-        """Queries ``[b, H, d]`` over the cache, the queries of one key head together; ``[b, H d]``."""
-        rows = len(q)
-        scores = torch.bmm(q.reshape(rows * self.heads, self.groups, self.width), keys.flatten(0, 1))
-        weights = scores.view(rows, self.heads * self.groups, -1).add_(unseen).softmax(-1).view_as(scores)
-        return torch.bmm(weights, values.flatten(0, 1)).view(rows, -1)
 
     def _logits(self, x: Tensor) -> Tensor:
         return self.head(llama.norm(self.model.base_model.norm, x))
@@ -168,9 +155,9 @@ class _Layer:
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The rest of the layer, after attention."""
-        x = x + self.out(mixed)
-        gate, up = self.gate_up(self.after(x)).split(self.inner, -1)
-        return x + self.down(F.silu(gate).mul_(up))
+        x, n, _ = fused.add_norm(x, self.out(mixed), self.after.weight, self.after.eps)
+        gate, up = self.gate_up(n).split(self.inner, -1)
+        return fused.add(x, self.down(fused.gate(gate, up)))
 
 
 class _Norm:
@@ -180,7 +167,7 @@ class _Norm:
         self.weight, self.eps, self.dtype = module.weight.float(), module.variance_epsilon, dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        return halves.normed(x, halves.inverse_rms(x, self.eps), self.weight, self.dtype)
+        return fused.norm(x, self.weight, self.eps, self.dtype)[0]
 
 
 class _Linear:
@@ -217,12 +204,6 @@ def _side_by_side(adapter: Adapter, paths: Sequence[str], modules: Sequence[nn.L
         return None
     both = [p or (torch.zeros(0, m.weight.shape[1]), torch.zeros(len(m.weight), 0)) for p, m in zip(pairs, modules, strict=True)]
     return torch.cat([a for a, _ in both]).mul(adapter.scale).to(dtype), torch.block_diag(*[b for _, b in both]).T.to(dtype)
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Heads ``[N, H, d]`` turned by the tables of their positions (`attention.Turn`), float32."""
-    a, b = x.chunk(2, -1)
-    return torch.mul(x, cos).addcmul_(torch.cat((b, a), -1), sin)
 
 
 def _bytes(model: nn.Module, dtype: torch.dtype) -> int:

@@ -1,0 +1,115 @@
+"""The passes of `kernels.c`, compiled once by the system's C compiler and kept in the user's cache.
+
+PyTorch makes a pass over memory for every elementwise step. A step's passes in one are several times as fast, so where a compiler is found
+(Linux) they are used; elsewhere `fused` does the same in PyTorch. ``TRUING_KERNELS=torch`` asks for that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+MODES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
+LIMIT = 120.0  # seconds for the compiler, which needs less than one
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The passes for products in a precision; None where there are none: another system, no compiler, or a setting."""
+    if sys.platform != "linux" or dtype not in MODES or os.environ.get("TRUING_KERNELS") == "torch":
+        return None
+    try:
+        _share_threads()
+        found = _declared(_loaded(_built(dtype), dtype))
+    except (OSError, subprocess.SubprocessError) as e:
+        log.info("elementwise passes run in PyTorch (slower): %s", _reason(e))
+        return None
+    if not _sound(found, dtype):
+        log.warning("elementwise passes run in PyTorch (slower): what this machine's compiler made of them computes something else")
+        return None
+    return found
+
+
+def _built(dtype: torch.dtype) -> Path:
+    """The library of this source for this processor, made if it is not there yet."""
+    words = (SOURCE.read_text(), *FLAGS, *MODES[dtype], platform.machine(), _processor())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "truing"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        usable = os.access(folder, os.W_OK)
+    except OSError:
+        usable = False
+    if not usable:
+        folder = Path(tempfile.mkdtemp(prefix="truing-"))
+    made = folder / f"kernels-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:20]}.so"
+    if not made.exists():
+        compiler = next((path for name in (os.environ.get("CC", "cc"), "gcc", "clang") if (path := shutil.which(name))), None)
+        if compiler is None:
+            raise FileNotFoundError("no C compiler was found; install gcc or clang")
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            part, whole = Path(place) / "kernels.o", Path(place) / "kernels.so"
+            for command in ([compiler, *FLAGS, *MODES[dtype], "-c", str(SOURCE), "-o", str(part)], [compiler, "-shared", str(part), "-o", str(whole), "-lm"]):
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT)
+            whole.replace(made)
+    return made
+
+
+def _loaded(made: Path, dtype: torch.dtype) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(made))
+    except OSError:  # half a file, or another system's: once more
+        made.unlink()
+        return ctypes.CDLL(str(_built(dtype)))
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on."""
+    found = re.search(r"^(?:flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[0] if found else platform.processor()
+
+
+def _share_threads() -> None:
+    """Let the passes find PyTorch's own OpenMP library: a second one would bring threads of its own, in each other's way. So it is not linked."""
+    found = re.search(r"\S*/lib[gi]omp[^/\s]*\.so\S*", Path("/proc/self/maps").read_text())
+    if found is None:
+        raise OSError("PyTorch runs without OpenMP")
+    ctypes.CDLL(found[0], mode=ctypes.RTLD_GLOBAL)
+
+
+def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
+    """With the arguments' types, as the source declares them."""
+    kinds = {"int64_t": ctypes.c_int64, "float": ctypes.c_float}
+    for name, arguments in re.findall(r"^void (\w+)\((.*?)\)", SOURCE.read_text(), re.MULTILINE | re.DOTALL):
+        words = [a.split() for a in arguments.split(",")]
+        function = getattr(found, name)
+        function.restype = None
+        function.argtypes = [ctypes.c_void_p if any("*" in part for part in w) else kinds[w[0]] for w in words]
+    return found
+
+
+def _sound(found: ctypes.CDLL, dtype: torch.dtype) -> bool:
+    """One pass on a few numbers, beside PyTorch's."""
+    gates, ups = torch.linspace(-20, 20, 99).to(dtype), torch.linspace(3, -1, 99).to(dtype)
+    out = torch.empty_like(gates)
+    found.gate(gates.data_ptr(), ups.data_ptr(), 99, out.data_ptr(), 1, 99)
+    expected = torch.nn.functional.silu(gates.float()) * ups.float()
+    return bool(torch.allclose(out.float(), expected, rtol=4 * torch.finfo(dtype).eps, atol=1e-6))
+
+
+def _reason(e: Exception) -> str:
+    return (e.stderr or str(e)).strip().splitlines()[-1] if isinstance(e, subprocess.CalledProcessError) else str(e)

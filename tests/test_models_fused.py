@@ -1,0 +1,186 @@
+"""The passes between products: what they compute, in both their forms; and what happens where there is no compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from truing.models import compiled, fused
+from truing.models.pack import Pack
+
+WIDTHS = (1, 15, 16, 17, 40, 688)  # below, at and beyond the sixteen lanes, whole and with a rest
+CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 1e-2, "rtol": 1.6e-2}}  # bfloat16 rounds by 2^-9; the PyTorch form up to three times
+
+
+@pytest.fixture(params=["compiled", "pytorch"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "pytorch":
+        monkeypatch.setattr(fused, "passes", lambda x, dtype: None)
+    elif compiled.library(torch.float32) is None:
+        pytest.skip("no C compiler on this machine, so the passes run in PyTorch only")
+    return str(request.param)
+
+
+def close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
+    torch.testing.assert_close(found.double(), wanted.double(), **CLOSE[dtype])
+
+
+def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("d", WIDTHS)
+def test_normalisation_and_its_gradients_are_the_formulas(form: str, d: int, dtype: torch.dtype) -> None:
+    x, y, w, g, extra = numbers(7, d), numbers(7, d, seed=1, dtype=dtype), numbers(d, seed=2), numbers(7, d, seed=3, dtype=dtype), numbers(7, d, seed=4)
+    x64, w64 = x.double().requires_grad_(), w.double().requires_grad_()
+    wanted = w64 * x64 * (x64.square().mean(-1, keepdim=True) + 1e-3).rsqrt()
+    g_x, g_w = torch.autograd.grad(wanted, (x64, w64), g.double())
+
+    n, r = fused.norm(x, w, 1e-3, dtype)
+    assert n.dtype == dtype and r.shape == (7,)
+    close(n, wanted, dtype)
+    close(fused.renorm(x, w, r, dtype), wanted, dtype)
+    close(fused.norm_backward(g, x, w, r), g_x, torch.float32)
+    close(fused.norm_backward(g, x, w, r, extra=extra), g_x + extra, torch.float32)
+    close(fused.norm_weight_backward(g, x, r), g_w, torch.float32)
+
+    total, n, r = fused.add_norm(x, y, w, 1e-3)
+    close(total, x.double() + y.double(), torch.float32)
+    close(n, F.rms_norm(x.double() + y.double(), (d,), w.double(), 1e-3), dtype)
+    close(fused.add(x, y), x.double() + y.double(), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("d", WIDTHS)
+def test_the_gate_and_its_gradients_are_the_formulas(form: str, d: int, dtype: torch.dtype) -> None:
+    both, g = 4 * numbers(5, 2 * d, dtype=dtype), numbers(5, d, seed=1, dtype=dtype)
+    gates, ups = both[:, :d], both[:, d:]  # columns of one matrix, as the decoder has them
+    a, b = gates.double().requires_grad_(), ups.double().requires_grad_()
+    wanted = F.silu(a) * b
+    close(fused.gate(gates, ups), wanted, dtype)
+    for found, expected in zip(fused.gate_backward(g, gates.contiguous(), ups.contiguous()), torch.autograd.grad(wanted, (a, b), g.double()), strict=True):
+        close(found, expected, dtype)
+
+
+def test_the_gate_is_right_at_both_ends(form: str) -> None:
+    gates = torch.tensor([[-1e4, -100.0, -88.0, -20.0, 0.0, 20.0, 88.0, 100.0, 1e4]])
+    torch.testing.assert_close(fused.gate(gates, torch.ones_like(gates)), F.silu(gates.double()).float(), rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("t", [1, 5, 16, 33, 96])
+def test_causal_softmax_looks_at_nothing_behind(form: str, t: int, dtype: torch.dtype) -> None:
+    scores, g = 5 * numbers(3, 2 * t, t, dtype=dtype), numbers(3, 2 * t, t, seed=1, dtype=dtype)
+    seen = (torch.arange(t) <= torch.arange(t)[:, None]).repeat(2, 1)
+    s64 = scores.double().requires_grad_()
+    wanted = s64.masked_fill(~seen, float("-inf")).softmax(-1)
+    weights = fused.causal_softmax(scores.clone(), t)
+    close(weights, wanted, dtype)
+    assert weights[:, ~seen].eq(0).all()
+    (expected,) = torch.autograd.grad(wanted, s64, g.double())
+    close(fused.causal_softmax_backward(g.clone(), weights), expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_large_scores_do_not_overflow_and_a_nan_stays(form: str, dtype: torch.dtype) -> None:
+    scores = torch.tensor([[1e4, 0.0], [1e4, 1e4]], dtype=dtype)[None]
+    close(fused.causal_softmax(scores, 2), torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]), dtype)
+    bad = torch.tensor([[0.0, 0.0], [float("nan"), 0.0]], dtype=dtype)[None]
+    assert fused.causal_softmax(bad, 2)[0, 1].isnan().all()
+    nan = torch.full((1, 16), float("nan"))
+    assert fused.norm(nan, torch.ones(16), 1e-6, dtype)[0].isnan().all() and fused.gate(nan.to(dtype), nan.to(dtype)).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("lengths", [[4, 4], [9, 5, 2]])
+@pytest.mark.parametrize("d", [2, 32, 40])
+def test_heads_are_laid_out_turned_and_brought_back(form: str, d: int, lengths: list[int], dtype: torch.dtype) -> None:
+    pack = Pack([[1] * n for n in lengths])
+    angle = torch.arange(max(lengths))[:, None] * torch.linspace(1, 0.1, d // 2)
+    turn = fused.Turn(angle.cos().repeat(1, 2), torch.cat((-angle.sin(), angle.sin()), -1))
+    wide = numbers(pack.tokens, 6, d, dtype=dtype)
+    x, heads = wide[:, :4], 2  # a slice of a wider matrix, as queries are of queries and keys
+    (grid,) = pack.grids()
+    laid, turned = fused.lay(grid, x, heads), fused.lay(grid, x, heads, turn, 0.5)
+    assert laid.shape == turned.shape == (len(lengths), heads, 2, max(lengths), d)
+    for row, (start, n) in enumerate(zip(pack.starts, lengths, strict=True)):
+        for head in range(4):
+            own = x[start : start + n, head].double()
+            a, b = own[:, : d // 2], own[:, d // 2 :]
+            c, s = angle[:n].double().cos(), angle[:n].double().sin()
+            close(laid[row, head // 2, head % 2, :n], own, dtype)
+            close(turned[row, head // 2, head % 2, :n], torch.cat((a * c - b * s, b * c + a * s), -1) / 2, dtype)
+        assert laid[row, :, :, n:].eq(0).all() and turned[row, :, :, n:].eq(0).all()
+    back = torch.full((pack.tokens, 4, d), 7.0, dtype=dtype)
+    fused.flat(grid, turned, back, turn, 2.0)
+    close(back, x, dtype)
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize(("heads", "groups", "d", "columns"), [(2, 1, 8, 16), (1, 3, 32, 40), (3, 2, 20, 33)])
+def test_a_new_token_looks_back_at_its_own_row(form: str, heads: int, groups: int, d: int, columns: int, dtype: torch.dtype) -> None:
+    lengths, column = torch.tensor([columns - 3, 0, 5, 1]), columns - 2
+    angle = torch.arange(columns)[:, None] * torch.linspace(1, 0.1, d // 2)
+    turn = fused.Turn(angle.cos().repeat(1, 2), torch.cat((-angle.sin(), angle.sin()), -1))
+    keys, values = 2 * numbers(4, heads, d, columns, dtype=dtype), numbers(4, heads, columns, d, seed=1, dtype=dtype)
+    before = keys.clone(), values.clone()
+    qkv = numbers(4, heads * (groups + 2), d, seed=2, dtype=dtype)
+    qk, v = qkv.split((heads * (groups + 1), heads), 1)
+    found = fused.LookBack(turn, lengths, column, columns, 0.3, dtype)(qk, v, keys, values)
+    assert found.shape == (4, heads * groups * d)
+    turned = fused.turned(qk.float(), turn.cos[lengths, None], turn.sin[lengths, None])
+    for row, length in enumerate(lengths.tolist()):
+        for head in range(heads):
+            close(keys[row, head, :, column], turned[row, heads * groups + head], dtype)
+            assert torch.equal(values[row, head, column], v[row, head])
+            seen = slice(column - length, column + 1)
+            for group in range(groups):
+                q = turned[row, head * groups + group].to(dtype).double() * 0.3
+                wanted = (q @ keys[row, head, :, seen].double()).softmax(-1) @ values[row, head, seen].double()
+                at = (head * groups + group) * d
+                torch.testing.assert_close(found[row, at : at + d].double(), wanted, atol=2e-5 if dtype == torch.float32 else 5e-2, rtol=1e-5)
+    others = torch.arange(columns) != column
+    assert torch.equal(keys[..., others], before[0][..., others]) and torch.equal(values[:, :, others], before[1][:, :, others])
+
+
+def run(code: str, **environment: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+LOADED = "import logging, torch; logging.basicConfig(level=logging.INFO, format='%(message)s'); from truing.models.compiled import library; print(library(torch.bfloat16) is not None)"
+
+
+def test_without_a_compiler_or_by_setting_the_passes_run_in_pytorch(tmp_path: Path) -> None:
+    assert run(LOADED, PATH=str(tmp_path), CC="no-such-compiler", XDG_CACHE_HOME=str(tmp_path)) == "False"
+    assert run(LOADED, TRUING_KERNELS="torch") == "False"
+
+
+@pytest.mark.skipif(compiled.library(torch.float32) is None, reason="no C compiler on this machine")
+def test_the_library_is_made_once_and_kept(tmp_path: Path) -> None:
+    assert run(LOADED, XDG_CACHE_HOME=str(tmp_path)) == "True"
+    (made,) = (tmp_path / "truing").iterdir()
+    stamp = made.stat().st_mtime_ns
+    assert run(LOADED, XDG_CACHE_HOME=str(tmp_path), PATH=str(tmp_path)) == "True" and made.stat().st_mtime_ns == stamp  # no compiler is needed any more
+    made.write_bytes(b"not a library")
+    assert run(LOADED, XDG_CACHE_HOME=str(tmp_path)) == "True"  # a file that cannot be loaded is made again
+
+
+@pytest.mark.skipif(compiled.library(torch.float32) is None, reason="no C compiler on this machine")
+def test_results_do_not_depend_on_the_run_and_one_openmp_is_loaded() -> None:
+    code = (
+        "import re, torch; from truing.models import fused; x = torch.linspace(-3, 3, 96 * 128).view(128, 96);"
+        "print(hash(tuple(fused.norm(x, x[0], 1e-6, torch.bfloat16)[0].float().flatten().tolist())),"
+        "len({p for p in re.findall(r'\\S*/lib[gi]omp\\S*', open('/proc/self/maps').read())}))"
+    )
+    first, second = run(code), run(code)
+    assert first == second and first.endswith(" 1")
