@@ -45,8 +45,8 @@ test-all: $(STAMP)
 	$(PYTEST) $(PARALLEL) $(ARGS)
 
 check: $(STAMP)
-	$(BIN)/ruff check src tests
-	$(BIN)/mypy
+	$(BIN)/ruff check src tests $(wildcard benchmarks)
+	$(BIN)/mypy -p truing $(addprefix -p ,$(wildcard benchmarks))
 	$(PYTEST) -n logical tests/test_house_*.py
 
 mutate: $(STAMP)

@@ -56,8 +56,8 @@ def stable_baselines3(seed: int, steps: int) -> dict[str, Any]:
     )  # fmt: skip
     agent.learn(steps)
     seconds = time.perf_counter() - start
-    mean, _ = evaluate_policy(agent, Monitor(gymnasium.make("CartPole-v1")), n_eval_episodes=EPISODES, deterministic=True)
-    return {"seconds": seconds, "steps": agent.num_timesteps, "return": float(mean)}
+    returns: Any = evaluate_policy(agent, Monitor(gymnasium.make("CartPole-v1")), n_eval_episodes=EPISODES, deterministic=True)
+    return {"seconds": seconds, "steps": agent.num_timesteps, "return": float(returns[0])}
 
 
 def bandits() -> None:

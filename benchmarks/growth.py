@@ -41,7 +41,7 @@ def measure(model: str, rounds: int, seconds: float, works: Sequence[str] = tupl
             {"batch": b, "length": n, "us_per_token": round(1e6 * t.median("seconds") / t.median("tokens"), 3), "peak_mib": round(t.peak_mib, 1), "own_mib": round(t.peak_mib - t.facts["loaded_mib"], 1)}
             for (b, n), t in zip(sizes, played.turns, strict=True)
         ]  # fmt: skip
-        more = {"rounds": min(len(t.rounds) for t in played.turns), "quiet": all(t.quiet for t in played.turns), "versions": {"truing": played.turns[0].facts["versions"]}}
+        more: dict[str, Any] = {"rounds": min(len(t.rounds) for t in played.turns), "quiet": all(t.quiet for t in played.turns), "versions": {"truing": played.turns[0].facts["versions"]}}
         for axis, factors in SIZES.items():
             line = along(points, axis)
             at = {"threads": THREADS, "points": line}

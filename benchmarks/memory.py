@@ -63,7 +63,7 @@ def one(kind: str, args: argparse.Namespace, folder: Path) -> dict[str, float]:
         print(made, file=sys.stderr)
         return made
 
-    memory_of_ppo.plan = plan
+    memory_of_ppo.plan = plan  # type: ignore[assignment]
     ppo.ppo(PPO(prompts=str(folder / "prompts.jsonl"), reward=str(folder / kind / "rm"), steps=2, minibatches=1, epochs=1, max_new_tokens=64, **shared), folder / kind / "run", seed=0)
     return {"peak_mib": memory.highest() / 2**20, "planned_mib": planned[0]}
 

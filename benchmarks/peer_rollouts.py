@@ -21,7 +21,7 @@ def ppo(turns: Any, asks: dict[str, Any]) -> None:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
+    from trl.experimental.ppo import PPOConfig, PPOTrainer  # type: ignore[import-not-found]
 
     policy, reference = (AutoModelForCausalLM.from_pretrained(asks["model"], dtype=torch.float32) for _ in range(2))
     reward, value = (AutoModelForSequenceClassification.from_pretrained(asks["model"], dtype=torch.float32, num_labels=1) for _ in range(2))
@@ -45,7 +45,7 @@ def grpo(turns: Any, asks: dict[str, Any]) -> None:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
 
     model = AutoModelForCausalLM.from_pretrained(asks["model"], dtype=torch.float32)
     prompts = [tokens.words(ids) for ids in tokens.sequences([asks["prompt"]] * PROMPTS, model.config.vocab_size, seed=3)]

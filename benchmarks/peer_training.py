@@ -62,7 +62,7 @@ def play(turns: Any, asks: dict[str, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(asks["model"])
     options = common(asks) | {"max_steps": UPDATES, "max_length": asks["longest"], "train_sampling_strategy": "sequential"}
     if asks["method"] == "sft":
-        from trl import SFTConfig, SFTTrainer
+        from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]
 
         model = AutoModelForCausalLM.from_pretrained(asks["model"], dtype=torch.float32)
         ids = tokens.sequences(asks["lengths"], model.config.vocab_size, seed=1, end=tokenizer.eos_token_id)

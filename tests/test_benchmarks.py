@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ if not (ROOT / "benchmarks").is_dir():
     pytest.skip("a source distribution does not carry the benchmarks", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import growth, profiling, roofline, rows, side_by_side, table, tokens, turns  # noqa: E402
+from benchmarks import growth, profiling, roofline, rows, side_by_side, startup, table, tokens, turns  # noqa: E402
 from benchmarks.goals import GOALS, goal_of  # noqa: E402
 from benchmarks.models import folder_of  # noqa: E402
 from benchmarks.results import FILE, load, result, save  # noqa: E402
@@ -78,6 +80,85 @@ def test_a_turn_is_from_go_to_the_end_and_the_first_is_free(monkeypatch):
 class iter_lines:
     def __init__(self, lines: list[str]) -> None:
         self.readline = iter(lines).__next__
+
+
+# -- start-up --------------------------------------------------------------------------------------------------------------------
+def python(line: str) -> list[str]:
+    return [sys.executable, "-c", line]
+
+
+def test_a_process_is_timed_to_what_is_waited_for_or_to_its_end(tmp_path):
+    """It says so at once and sleeps a second: the first time has to be a second less than the whole."""
+    sign = tmp_path / "sign"
+    line = f"import pathlib, time; pathlib.Path({str(sign)!r}).touch(); time.sleep(1)"
+    found = startup.timed("it", python(line), tmp_path / "log", until=sign.exists)
+    assert 0 < found["seconds"] <= found["whole"] - 0.9
+    found = startup.timed("it", python("import time; time.sleep(0.2)"), tmp_path / "log")
+    assert found["seconds"] == found["whole"] >= 0.2
+
+
+def test_a_process_that_fails_says_what_it_printed(tmp_path):
+    with pytest.raises(ChairError, match=r"(?s)it ended with code 3; the end of .*log:\n.*no such thing"):
+        startup.timed("it", python("print('no such thing'); raise SystemExit(3)"), tmp_path / "log")
+    with pytest.raises(ChairError, match="it ended with code 4; it printed nothing"):
+        startup.timed("it", python("raise SystemExit(4)"), tmp_path / "log", until=lambda: False)
+    with pytest.raises(ChairError, match=r"(?s)without what was waited for.*all well"):
+        startup.timed("it", python("print('all well')"), tmp_path / "log", until=lambda: False)
+
+
+@pytest.mark.parametrize("until", [None, lambda: False])
+def test_a_process_that_hangs_is_killed_and_says_what_it_printed(tmp_path, monkeypatch, until):
+    monkeypatch.setattr(startup, "LIMIT", 1.0)
+    began = time.monotonic()
+    with pytest.raises(ChairError, match=r"(?s)it was not done after 1 s and was killed.*still here"):
+        startup.timed("it", ["/bin/sh", "-c", "echo still here; exec sleep 60"], tmp_path / "log", until)
+    assert time.monotonic() - began < 30
+
+
+def test_a_chair_that_hangs_is_killed(tmp_path, monkeypatch):
+    """A chair's own error, that it ended without an answer, gives way to the reason."""
+    monkeypatch.setattr(startup, "LIMIT", 0.3)
+    (tmp_path / "log").write_text("reading weights")
+    with subprocess.Popen(python("import time; time.sleep(60)"), stdout=subprocess.PIPE) as process:
+        with pytest.raises(ChairError, match=r"(?s)the peer was not done after 0.3 s.*reading weights"):
+            with startup._limited("the peer", process, tmp_path / "log"):
+                process.stdout.read()
+                raise ChairError("the peer ended with code -9")
+
+
+def test_others_are_neither_this_process_nor_those_it_waited_for(monkeypatch):
+    """In 10 s the machine's processors worked 4 s, this process 0.5 s and its children 1.5 s: others used (4 - 2) / 10 of one."""
+    busy, clock, own = iter([100.0, 104.0]), iter([0.0, 10.0]), iter([(1.0, 0.0, 2.0, 0.0, 9.0), (1.25, 0.25, 3.0, 0.5, 19.0)])
+    monkeypatch.setattr(startup, "machine_busy", lambda: next(busy))
+    monkeypatch.setattr(startup.os, "times", lambda: next(own))
+    with monkeypatch.context() as at:
+        at.setattr(startup.time, "perf_counter", lambda: next(clock))
+        found = startup.watched(lambda: {"seconds": 7.0})
+    assert found == {"seconds": 7.0, "others": 0.2}
+
+
+def test_start_up_turns_leave_out_the_warm_up_and_what_was_not_quiet(monkeypatch):
+    """Truing's second turn was disturbed, so there is a third round; the median is of 1 and 3 s, not of the warm-up's 99 or the disturbed 50."""
+    ours, theirs = iter([(99.0, 0.0), (1.0, 0.0), (50.0, 0.5), (3.0, 0.0)]), iter([(99.0, 0.0), (5.0, 0.0), (5.0, 0.0), (8.0, 0.0)])
+    monkeypatch.setattr(startup, "watched", lambda work: work())
+    turn = lambda it: (lambda: dict(zip(("seconds", "others"), next(it), strict=True)))  # noqa: E731
+    found = startup.take_turns({"Truing": turn(ours), "peer": turn(theirs)}, rounds=2)
+    assert (found["Truing"].median("seconds"), len(found["Truing"].rounds), found["Truing"].quiet) == (2.0, 2, True)
+    assert found["peer"].median("seconds") == 5.0 and len(found["peer"].rounds) == 3
+
+
+def test_start_up_figures_are_held_to_their_goals_and_stand_beside_the_peer():
+    turns = {"Truing": made_up("Truing", [4.0, 4.0, 4.0], 0), "peer": made_up("peer", [8.0, 8.0, 8.0], 0, peer=True)}
+    alone, beside = startup._compared("first PPO step", "tiny", "first step", turns, "peer", {}, {})
+    assert (alone.measure, alone.truing_figure, alone.goal, alone.held, alone.peer) == ("seconds", 4.0, "<= 10 s", True, None)
+    assert (beside.measure, beside.peer, beside.peer_figure, beside.ratio, beside.goal) == ("speed", "peer", 8.0, 2.0, None)
+    assert [r.measure for r in startup._compared("import truing.methods.grpo", "none", "import", turns, "peer", {}, {})] == ["speed"]
+
+
+def test_the_first_step_of_the_tiny_recipe_is_read_from_its_event_log():
+    """A real `truing run`: its first step ends before its process does, which has a checkpoint and a report to write."""
+    found = startup.first_step(startup.tiny_model())
+    assert 0.5 < found["seconds"] < found["whole"] - 0.05 and found["versions"]["torch"]
 
 
 # -- arithmetic ------------------------------------------------------------------------------------------------------------------
