@@ -186,14 +186,16 @@ class _Linear:
             weight = torch.cat(self.weights)
             if self.low is not None and dtype == torch.float32:
                 weight, self.low = torch.addmm(weight, self.low[1].T, self.low[0]), None
+            elif self.low is not None:  # [W, B] [x, A x]: the adapter is a few more columns of the one product
+                weight = torch.cat([weight, self.low[1].T], 1)
             self.packed, self.weights = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), []
             self.bias = None if self.biases[0] is None else torch.cat([b for b in self.biases if b is not None])
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is not None:
-            y = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        else:
-            y = torch.cat([F.linear(x, w, b) for w, b in zip(self.weights, self.biases, strict=True)], -1)
+            both = x if self.low is None else torch.cat([x, F.linear(x, self.low[0])], -1)
+            return torch.ops.mkldnn._linear_pointwise(both, self.packed, self.bias, "none", [], "")
+        y = torch.cat([F.linear(x, w, b) for w, b in zip(self.weights, self.biases, strict=True)], -1)
         return y if self.low is None else y.addmm_(F.linear(x, self.low[0]), self.low[1])
 
 
