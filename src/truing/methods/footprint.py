@@ -31,7 +31,6 @@ MIB = 2**20
 ROWS = 256  # decoded together
 EVALUATED = 64  # rows of an evaluation that are answered together
 GAPS = {True: 0.5, False: 0.3}  # what a layer's temporaries and the allocator's gaps add to tensors that come and go, on glibc before 2.38 and elsewhere
-LEFT = 0.45  # of what loading needed and gave back, where weights change their precision and nothing trims the heap before training (ppo does)
 SCIPY = 21 * MIB  # that the first step with a monitor imports
 GIVEN_BACK = ("key/value cache", "sampling", "log-probabilities", "forward", "activations")  # tensors that come and go
 
@@ -253,8 +252,6 @@ def plan(config: Any, load: Load, process: float, *, held: Weights | None = None
         process += SCIPY
     everywhere = {"process and libraries": process, "compiled kernels": float(KERNELS * MIB), **w.items}
     phases: dict[str, dict[str, float]] = {} if so_far else {"load": {"process and libraries": process, "model as it is read": w.opening}}
-    if w.policy.itemsize < 4 and w.policy.lora and not isinstance(config, PPO):
-        everywhere["left by loading"] = LEFT * w.opening
     if isinstance(config, Evaluate):
         phases["generate"] = everywhere | generation(w.policy, load)
         phases["look"] = everywhere | look(config, w, load)

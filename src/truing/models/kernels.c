@@ -7,8 +7,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512F__
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>
+#define MASKED /* to load or store the first m lanes is an instruction; on some processors a slow one */
 #endif
 
 #define PRAGMA(x) _Pragma(#x)
@@ -26,36 +27,55 @@ static const I lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 static inline V all(float x) { return x - (V){0}; }
 static inline V pick(I where, V a, V b) { return (V)((where & (I)a) | (~where & (I)b)); }
 
-/* -- m numbers of memory, and zeros behind them -------------------------------------------------------------------------- */
+/* -- the first m of sixteen numbers in memory, zeros for the others -------------------------------------------------------- */
+#ifdef MASKED
+static inline __mmask16 first(int64_t m) { return (__mmask16)((1u << m) - 1); }
+static inline V read(const float *x, int64_t m) { return m == L ? (V)_mm512_loadu_ps(x) : (V)_mm512_maskz_loadu_ps(first(m), x); }
+static inline void write(float *x, V v, int64_t m) {
+    if (m == L) _mm512_storeu_ps(x, (__m512)v);
+    else _mm512_mask_storeu_ps(x, first(m), (__m512)v);
+}
+#else
 static inline V read(const float *x, int64_t m) {
     V v = {0};
-    if (m == L) memcpy(&v, x, sizeof v);
-    else memcpy(&v, x, m * sizeof *x);
+    memcpy(&v, x, m * sizeof *x);
     return v;
 }
-static inline void write(float *x, V v, int64_t m) {
-    if (m == L) memcpy(x, &v, sizeof v);
-    else memcpy(x, &v, m * sizeof *x);
-}
+static inline void write(float *x, V v, int64_t m) { memcpy(x, &v, m * sizeof *x); }
+#endif
+
 #ifdef BFLOAT16
 typedef uint16_t T;
-static inline V get(const T *x, int64_t m) {
-    H h = {0};
-    if (m == L) memcpy(&h, x, sizeof h);
-    else memcpy(&h, x, m * sizeof *x);
-    return (V)(__builtin_convertvector(h, U) << 16);
-}
-static inline void put(T *x, V v, int64_t m) { /* to the nearest, ties to even; NaN stays NaN */
-#ifdef __AVX512BF16__
-    __m256bh h = _mm512_cvtneps_pbh((__m512)v);
-#else
-    U u = (U)v, near = (u + 0x7fff + ((u >> 16) & 1)) >> 16, bad = (U)(v != v);
-    H h = __builtin_convertvector((bad & 0x7fc0) | (~bad & near), H);
-#endif
-    if (m == L) memcpy(x, &h, sizeof h);
-    else memcpy(x, &h, m * sizeof *x);
+static inline U nearest(V v) { /* the upper half: to the nearest, ties to even; NaN stays NaN */
+    U u = (U)v, bad = (U)(v != v);
+    return (bad & 0x7fc0) | (~bad & ((u + 0x7fff + ((u >> 16) & 1)) >> 16));
 }
 static inline float one(T x) { uint32_t u = (uint32_t)x << 16; float f; memcpy(&f, &u, 4); return f; }
+#ifdef MASKED
+static inline V get(const T *x, int64_t m) {
+    __m256i h = m == L ? _mm256_loadu_si256((const __m256i *)x) : _mm256_maskz_loadu_epi16(first(m), x);
+    return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
+}
+static inline void put(T *x, V v, int64_t m) {
+#ifdef __AVX512BF16__
+    __m256i h = (__m256i)_mm512_cvtneps_pbh((__m512)v);
+#else
+    __m256i h = _mm512_cvtepi32_epi16((__m512i)nearest(v));
+#endif
+    if (m == L) _mm256_storeu_si256((__m256i *)x, h);
+    else _mm256_mask_storeu_epi16(x, first(m), h);
+}
+#else
+static inline V get(const T *x, int64_t m) {
+    H h = {0};
+    memcpy(&h, x, m * sizeof *x);
+    return (V)(__builtin_convertvector(h, U) << 16);
+}
+static inline void put(T *x, V v, int64_t m) {
+    H h = __builtin_convertvector(nearest(v), H);
+    memcpy(x, &h, m * sizeof *x);
+}
+#endif
 #else
 typedef float T;
 #define get read
@@ -65,7 +85,7 @@ static inline float one(T x) { return x; }
 
 /* -- arithmetic ---------------------------------------------------------------------------------------------------------- */
 static inline float sum(V v) {
-#ifdef __AVX512F__
+#ifdef MASKED
     return _mm512_reduce_add_ps((__m512)v);
 #endif
     float f[L];
@@ -75,7 +95,7 @@ static inline float sum(V v) {
     return f[0];
 }
 static inline float most(V v) { /* of numbers that are none NaN */
-#ifdef __AVX512F__
+#ifdef MASKED
     return _mm512_reduce_max_ps((__m512)v);
 #endif
     float f[L];
@@ -214,8 +234,8 @@ void softmax(T *x, int64_t n, int64_t t) {
         float e[(t + L - 1) / L * L];
         V top = all(-INFINITY), total = {0};
         OVER(wide) { V v = seen(o, j, m, end); write(e + j, v, L); top = pick(v > top, v, top); }
-        float first = most(top);
-        OVER(wide) { V v = power(read(e + j, L) - first); write(e + j, v, L); total += v; }
+        float largest = most(top);
+        OVER(wide) { V v = power(read(e + j, L) - largest); write(e + j, v, L); total += v; }
         float share = 1.0f / sum(total);
         OVER(wide) put(o + j, read(e + j, L) * share, m);
         memset(o + wide, 0, (t - wide) * sizeof(T));
@@ -243,7 +263,7 @@ void decode(const T *qk, int64_t qk_stride, const T *v, int64_t v_stride, const 
         float *scores = malloc(sizeof(float) * ((column + 2 * L) * groups + d + L)), *mixed = scores + (column + 2 * L) * groups;
         #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows * heads; i++) {
-            int64_t row = i / heads, head = i % heads, at = lengths[row], first = (column - at) / L * L, wide = column + 1 - first;
+            int64_t row = i / heads, head = i % heads, at = lengths[row], begin = (column - at) / L * L, wide = column + 1 - begin;
             T q[groups * d], k[d], *key = keys + i * d * columns, *value = values + i * columns * d;
             for (int64_t g = 0; g < groups; g++)
                 turned(qk + row * qk_stride + (head * groups + g) * d, cosine + at * d, sine + at * d, scale, 1.0f, q + g * d, d);
@@ -251,7 +271,7 @@ void decode(const T *qk, int64_t qk_stride, const T *v, int64_t v_stride, const 
             for (int64_t j = 0; j < d; j++) key[j * columns + column] = k[j];
             memcpy(value + column * d, v + row * v_stride + head * d, d * sizeof(T));
             OVER(wide) { /* sixteen columns of keys, at whole vectors of a row as long as there are more */
-                int64_t c = first + j, real = columns - c < L ? columns - c : L;
+                int64_t c = begin + j, real = columns - c < L ? columns - c : L;
                 for (int64_t g = 0; g < groups; g += 2) {
                     int64_t other = g + 1 < groups ? g + 1 : g;
                     V a = {0}, b = {0};
@@ -273,8 +293,8 @@ void decode(const T *qk, int64_t qk_stride, const T *v, int64_t v_stride, const 
                 OVER(wide) { V x = power(read(s + j, L) - whole); write(s + j, x, L); total += x; }
                 whole = 1.0f / sum(total);
                 memset(mixed, 0, sizeof(float) * d);
-                for (int64_t c = column - at - first; c < wide; c++)
-                    OVER(d) write(mixed + j, read(mixed + j, m) + s[c] * get(value + (first + c) * d + j, m), m);
+                for (int64_t c = column - at - begin; c < wide; c++)
+                    OVER(d) write(mixed + j, read(mixed + j, m) + s[c] * get(value + (begin + c) * d + j, m), m);
                 OVER(d) put(out + (i * groups + g) * d + j, read(mixed + j, m) * whole, m);
             }
         }
