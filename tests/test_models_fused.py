@@ -161,18 +161,20 @@ LOADED = "import logging, torch; logging.basicConfig(level=logging.INFO, format=
 
 
 def test_without_a_compiler_or_by_setting_the_passes_run_in_pytorch(tmp_path: Path) -> None:
-    assert run(LOADED, PATH=str(tmp_path), CC="no-such-compiler", XDG_CACHE_HOME=str(tmp_path)) == "False"
+    assert run(LOADED, PATH=str(tmp_path), CC="no-such-compiler", TRUING_CACHE=str(tmp_path)) == "False"
     assert run(LOADED, TRUING_KERNELS="torch") == "False"
+    with pytest.raises(AssertionError, match="TRUING_KERNELS=fast; use torch"):
+        run(LOADED, TRUING_KERNELS="fast")
 
 
 @pytest.mark.skipif(compiled.library(torch.float32) is None, reason="no C compiler on this machine")
 def test_the_library_is_made_once_and_kept(tmp_path: Path) -> None:
-    assert run(LOADED, XDG_CACHE_HOME=str(tmp_path)) == "True"
-    (made,) = (tmp_path / "truing").iterdir()
+    assert run(LOADED, TRUING_CACHE=str(tmp_path)) == "True"
+    (made,) = (tmp_path / "kernels").iterdir()
     stamp = made.stat().st_mtime_ns
-    assert run(LOADED, XDG_CACHE_HOME=str(tmp_path), PATH=str(tmp_path)) == "True" and made.stat().st_mtime_ns == stamp  # no compiler is needed any more
+    assert run(LOADED, TRUING_CACHE=str(tmp_path), PATH=str(tmp_path)) == "True" and made.stat().st_mtime_ns == stamp  # no compiler is needed any more
     made.write_bytes(b"not a library")
-    assert run(LOADED, XDG_CACHE_HOME=str(tmp_path)) == "True"  # a file that cannot be loaded is made again
+    assert run(LOADED, TRUING_CACHE=str(tmp_path)) == "True"  # a file that cannot be loaded is made again
 
 
 @pytest.mark.skipif(compiled.library(torch.float32) is None, reason="no C compiler on this machine")

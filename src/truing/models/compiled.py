@@ -21,22 +21,32 @@ from pathlib import Path
 
 import torch
 
+from truing.assets import cache_dir
+from truing.errors import ConfigError
+
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 MODES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
+SETTING = "TRUING_KERNELS"
 LIMIT = 120.0  # seconds for the compiler, which needs less than one
 log = logging.getLogger(__name__)
 
 
 @functools.cache
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The passes for products in a precision; None where there are none: another system, no compiler, or a setting."""
-    if sys.platform != "linux" or dtype not in MODES or os.environ.get("TRUING_KERNELS") == "torch":
+    """The passes for products in a precision; None where there are none: another system, no compiler, or by the setting.
+
+    Raises ConfigError for a TRUING_KERNELS that means nothing.
+    """
+    asked = os.environ.get(SETTING) or "compiled"
+    if asked not in ("compiled", "torch"):
+        raise ConfigError(f"{SETTING}={asked}; use torch for passes in PyTorch, or leave it unset for compiled ones where there is a compiler")
+    if sys.platform != "linux" or dtype not in MODES or asked == "torch":
         return None
     try:
         _share_threads()
         found = _declared(_loaded(_built(dtype), dtype))
-    except (OSError, subprocess.SubprocessError) as e:
+    except (OSError, subprocess.SubprocessError, ConfigError) as e:
         log.info("elementwise passes run in PyTorch (slower): %s", _reason(e))
         return None
     if not _sound(found, dtype):
@@ -48,15 +58,9 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
 def _built(dtype: torch.dtype) -> Path:
     """The library of this source for this processor, made if it is not there yet."""
     words = (SOURCE.read_text(), *FLAGS, *MODES[dtype], platform.machine(), _processor())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "truing"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        usable = os.access(folder, os.W_OK)
-    except OSError:
-        usable = False
-    if not usable:
-        folder = Path(tempfile.mkdtemp(prefix="truing-"))
-    made = folder / f"kernels-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:20]}.so"
+    folder = cache_dir() / "kernels"
+    folder.mkdir(exist_ok=True)
+    made = folder / f"{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:20]}.so"
     if not made.exists():
         compiler = next((path for name in (os.environ.get("CC", "cc"), "gcc", "clang") if (path := shutil.which(name))), None)
         if compiler is None:
