@@ -184,6 +184,15 @@ def test_parts_cover_everything_once_in_order() -> None:
     assert all(sum(lengths[i] for i in part) <= 10 or len(part) == 1 for part in found)
 
 
+def test_parts_are_as_few_as_the_budget_allows_and_about_equal() -> None:
+    cut = lambda lengths, budget: [sum(lengths[i] for i in part) for part in parts(range(len(lengths)), lambda part: sum(lengths[i] for i in part), budget)]  # noqa: E731
+    assert cut([96] * 64, 4096) == [3072, 3072]  # 42 rows fit into one, which would leave 22
+    assert cut([96] * 64, 2048) == [1536] * 4
+    assert cut([1] * 10, 4) == [4, 4, 2]  # three parts of at most ceil(10 / 3) = 4
+    assert cut([95, 2, 3], 10) == [95, 5]  # what is larger than the budget takes nobody along
+    assert cut([7], 10) == [7] and parts([], len, 10) == []
+
+
 # -- PPO -----------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:

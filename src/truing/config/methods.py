@@ -102,7 +102,7 @@ class Evaluate(Frozen):
     sampling: Sampling = Sampling()
     kl_target: Annotated[float, Field(gt=0)] | None = Field(None, description="nats per sequence the training aimed at; the verdict allows twice that")
     max_length: Positive = 1024
-    micro_tokens: Positive = 4096
+    micro_tokens: Positive = 2048
     on_bad: Literal["error", "skip", "quarantine"] = "error"
 
     @model_validator(mode="after")

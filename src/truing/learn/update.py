@@ -31,7 +31,7 @@ class Learner:
 
     def __init__(
         self, params: Mapping[str, nn.Parameter], *, lr: float, total: int, warmup: float = 0.0, schedule: str = "constant", weight_decay: float = 0.0,
-        grad_clip: float = 1.0, micro_tokens: int = 4096, eps: float = 1e-8, lr_of: Callable[[str], float] | None = None,
+        grad_clip: float = 1.0, micro_tokens: int = 2048, eps: float = 1e-8, lr_of: Callable[[str], float] | None = None,
     ) -> None:  # fmt: skip
         if not params:
             raise ModelError("nothing to train: every weight is frozen")
@@ -148,13 +148,23 @@ class Learner:
 
 
 def parts(items: Sequence[int], tokens: Callable[[list[int]], int], budget: int) -> list[list[int]]:
-    """Items cut, in order, into parts of at most `budget` tokens; one that is larger stands alone.
+    """Items cut, in order, into as few parts of at most `budget` tokens as that allows, and these about equal; one that is larger stands alone.
 
-    >>> parts([0, 1, 2, 3], lambda part: 3 * len(part), budget=8)
+    >>> parts([0, 1, 2, 3], lambda part: 3 * len(part), budget=10)
     [[0, 1], [2, 3]]
     """
-    if len(items) and tokens(list(items)) <= budget:
+    if len(items) and (whole := tokens(list(items))) <= budget:
         return [list(items)]
+    found = _cut(items, tokens, budget)
+    least = min(budget, whole / len(found)) if found else budget
+    for eighths in range(8):  # the largest part decides the memory: the smallest budget that needs no further part
+        equal = _cut(items, tokens, math.ceil(least + (budget - least) * eighths / 8))
+        if len(equal) == len(found):
+            return equal
+    return found
+
+
+def _cut(items: Sequence[int], tokens: Callable[[list[int]], int], budget: int) -> list[list[int]]:
     found: list[list[int]] = []
     for item in items:
         if found and tokens([*found[-1], item]) <= budget:

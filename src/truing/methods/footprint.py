@@ -6,6 +6,7 @@ others: the allocator's gaps, with what lives for less than a layer.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -237,6 +238,7 @@ def of_rollouts(config: PPO | GRPO | Evaluate, lengths: Sequence[int]) -> Load:
     batch = config.samples * len(lengths) if isinstance(config, Evaluate) else config.batch_size
     largest = min(batch, EVALUATED) if isinstance(config, Evaluate) else batch / config.minibatches
     rows = max(1, min(int(largest), int(config.micro_tokens // mean)))
+    rows = math.ceil(largest / math.ceil(largest / rows))  # parts are about equal
     part = [round(longest)] if rows == 1 else [round(mean)] * rows
     kept = batch * mean * (1 + config.resample_rounds if isinstance(config, GRPO) and config.zero_variance == "resample" else 1)
     together = min(batch, EVALUATED if isinstance(config, Evaluate) else ROWS)
