@@ -46,8 +46,8 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     try:
         _share_threads()
         found = _declared(_loaded(_built(dtype), dtype))
-    except (OSError, subprocess.SubprocessError, ConfigError) as e:
-        log.info("elementwise passes run in PyTorch (slower): %s", _reason(e))
+    except (OSError, ConfigError) as e:
+        log.info("elementwise passes run in PyTorch (slower): %s", e)
         return None
     if not _sound(found, dtype):
         log.warning("elementwise passes run in PyTorch (slower): what this machine's compiler made of them computes something else")
@@ -62,15 +62,26 @@ def _built(dtype: torch.dtype) -> Path:
     folder.mkdir(exist_ok=True)
     made = folder / f"{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:20]}.so"
     if not made.exists():
-        compiler = next((path for name in (os.environ.get("CC", "cc"), "gcc", "clang") if (path := shutil.which(name))), None)
-        if compiler is None:
-            raise FileNotFoundError("no C compiler was found; install gcc or clang")
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            part, whole = Path(place) / "kernels.o", Path(place) / "kernels.so"
-            for command in ([compiler, *FLAGS, *MODES[dtype], "-c", str(SOURCE), "-o", str(part)], [compiler, "-shared", str(part), "-o", str(whole), "-lm"]):
-                subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT)
-            whole.replace(made)
+            _compile(dtype, Path(place)).replace(made)
     return made
+
+
+def _compile(dtype: torch.dtype, place: Path) -> Path:
+    """By the first compiler that can. Raises what the last one did."""
+    compilers = dict.fromkeys(path for name in (os.environ.get("CC") or "cc", "cc", "gcc", "clang") if (path := shutil.which(name)))
+    part, whole, problem = place / "kernels.o", place / "kernels.so", OSError("no C compiler was found; install gcc or clang")
+    for compiler in compilers:
+        try:
+            for command in ([compiler, *FLAGS, *MODES[dtype], "-c", str(SOURCE), "-o", str(part)], [compiler, "-shared", str(part), "-o", str(whole), "-lm"]):
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL)
+            ctypes.CDLL(str(whole))
+            return whole
+        except subprocess.CalledProcessError as e:
+            problem = OSError(f"{compiler}: {next((line for line in e.stderr.splitlines() if 'error' in line), f'exit status {e.returncode}')}")
+        except (OSError, subprocess.SubprocessError) as e:
+            problem = OSError(f"{compiler}: {e}")
+    raise problem
 
 
 def _loaded(made: Path, dtype: torch.dtype) -> ctypes.CDLL:
@@ -88,11 +99,13 @@ def _processor() -> str:
 
 
 def _share_threads() -> None:
-    """Let the passes find PyTorch's own OpenMP library: a second one would bring threads of its own, in each other's way. So it is not linked."""
-    found = re.search(r"\S*/lib[gi]omp[^/\s]*\.so\S*", Path("/proc/self/maps").read_text())
-    if found is None:
+    """Let the passes find PyTorch's own OpenMP library: another one would bring threads of its own, in each other's way. So none is linked."""
+    lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+    found = [path for line in lines if re.search(r"/lib[gi]omp[^/]*\.so[^/]*$", path := line.split(maxsplit=5)[-1])]
+    if not found:
         raise OSError("PyTorch runs without OpenMP")
-    ctypes.CDLL(found[0], mode=ctypes.RTLD_GLOBAL)
+    own = str(Path(torch.__file__).parent)
+    ctypes.CDLL(next((path for path in found if path.startswith(own)), found[0]), mode=ctypes.RTLD_GLOBAL)
 
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
@@ -113,7 +126,3 @@ def _sound(found: ctypes.CDLL, dtype: torch.dtype) -> bool:
     found.gate(gates.data_ptr(), ups.data_ptr(), 99, out.data_ptr(), 1, 99)
     expected = torch.nn.functional.silu(gates.float()) * ups.float()
     return bool(torch.allclose(out.float(), expected, rtol=4 * torch.finfo(dtype).eps, atol=1e-6))
-
-
-def _reason(e: Exception) -> str:
-    return (e.stderr or str(e)).strip().splitlines()[-1] if isinstance(e, subprocess.CalledProcessError) else str(e)

@@ -30,7 +30,7 @@ def norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Ten
         r = torch.linalg.vector_norm(x, dim=-1).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         return renorm(x, weight, r, dtype), r
     x, weight = x.contiguous(), weight.float()
-    out, r = torch.empty(x.shape, dtype=dtype), torch.empty(len(x))
+    out, r = x.new_empty(x.shape, dtype=dtype), x.new_empty(len(x))
     c.norm(x.data_ptr(), weight.data_ptr(), eps, out.data_ptr(), r.data_ptr(), *x.shape)
     return out, r
 
@@ -41,7 +41,7 @@ def renorm(x: Tensor, weight: Tensor, r: Tensor, dtype: torch.dtype) -> Tensor:
     if c is None:
         return (x * r[:, None]).mul_(weight).to(dtype)
     x = x.contiguous()
-    out = torch.empty(x.shape, dtype=dtype)
+    out = x.new_empty(x.shape, dtype=dtype)
     c.renorm(x.data_ptr(), weight.data_ptr(), r.data_ptr(), out.data_ptr(), *x.shape)
     return out
 
@@ -53,7 +53,7 @@ def add_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, 
         total = y.float() + x
         return total, *norm(total, weight, eps, y.dtype)
     x, y, weight = x.contiguous(), y.contiguous(), weight.float()
-    total, out, r = torch.empty_like(x), torch.empty_like(y), torch.empty(len(x))
+    total, out, r = torch.empty_like(x), torch.empty_like(y), x.new_empty(len(x))
     c.add_norm(x.data_ptr(), y.data_ptr(), weight.data_ptr(), eps, total.data_ptr(), out.data_ptr(), r.data_ptr(), *x.shape)
     return total, out, r
 
@@ -89,7 +89,7 @@ def norm_weight_backward(g: Tensor, x: Tensor, r: Tensor) -> Tensor:
     if c is None:
         return (g.float() * x).t() @ r
     g, x = g.contiguous(), x.contiguous()
-    out = torch.empty(x.shape[1])
+    out = x.new_empty(x.shape[1])
     c.norm_weight(g.data_ptr(), x.data_ptr(), r.data_ptr(), out.data_ptr(), *x.shape)
     return out
 
@@ -100,7 +100,7 @@ def gate(gates: Tensor, ups: Tensor) -> Tensor:
     c = passes(gates, gates.dtype)
     if c is None:
         return F.silu(gates).mul_(ups)
-    out = torch.empty(gates.shape, dtype=gates.dtype)
+    out = gates.new_empty(gates.shape)
     c.gate(gates.data_ptr(), ups.data_ptr(), gates.stride(0), out.data_ptr(), *gates.shape)
     return out
 
@@ -147,7 +147,7 @@ def lay(grid: Grid, x: Tensor, heads: int, turn: Turn | None = None, scale: floa
         return parted.contiguous() if turn is None else turn(parted.float(), scale=scale).to(x.dtype)
     if x.stride()[1:] != (d, 1):
         x = x.contiguous()
-    out = torch.empty(b, heads, every // heads, t, d, dtype=x.dtype)
+    out = x.new_empty(b, heads, every // heads, t, d)
     cos, sin = (None, None) if turn is None else (turn.cos.data_ptr(), turn.sin.data_ptr())
     c.lay(x.data_ptr(), x.stride(0), _source(grid), cos, sin, scale, out.data_ptr(), b, t, every, d)
     return out
@@ -209,7 +209,7 @@ class LookBack:
         (rows, heads, d), every = v.shape, qk.shape[1] - v.shape[1]
         if self.passes is None:
             return self._plain(qk[:, :every], qk[:, every:], v, keys, values)
-        qk, out = qk.to(self.dtype), torch.empty(rows, every * d, dtype=self.dtype)
+        qk, out = qk.to(self.dtype), v.new_empty(rows, every * d, dtype=self.dtype)
         self.passes.decode(
             qk.data_ptr(), qk.stride(0), v.data_ptr(), v.stride(0), self.turn.cos.data_ptr(), self.turn.sin.data_ptr(), self.lengths.data_ptr(), self.scale,
             keys.data_ptr(), values.data_ptr(), out.data_ptr(), self.column, rows, heads, every // heads, d, self.columns,
