@@ -1,7 +1,8 @@
 """Causal attention over packed sequences, by whichever of two forms is faster at their length on a CPU.
 
-Flash attention wins where the ``[T, T]`` scores fall out of cache; on short sequences batched products are several times as fast. Sequences of
-like length go together, so that little is padded. `attend` turns queries and keys by their positions on the way; its backward is written out.
+Flash attention wins where the ``[T, T]`` scores fall out of cache; on shorter sequences batched products are several times as fast. They keep their
+weights for backward while these are small beside the rest of a layer, and make them again where not. Sequences of like length go together, so that
+little is padded. `attend` turns queries and keys by their positions on the way; its backward is written out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from truing.models import fused
 from truing.models.fused import Turn
 from truing.models.pack import Grid, Pack
 
-SHORT = 128
+SHORT = 512  # up to this length, batched products
+KEPT = 128  # up to this length, with their weights kept for backward: T numbers a token and head
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pack: Pack, turn: Turn, scale: float) -> Tensor:
@@ -45,7 +47,7 @@ class _Attend(torch.autograd.Function):
         kept = list(ctx.saved_tensors)
         for grid in grids:
             short = grid.longest <= SHORT
-            count = 4 if short else 5
+            count = 5 if not short else 4 if grid.longest <= KEPT else 3
             own, kept = kept[:count], kept[count:]
             g_q, g_k, g_v = (_short_backward if short else _flash_backward)(fused.lay(grid, g, k_shape[1]), *own)
             fused.flat(grid, g_q, found[0], turn, scale)
@@ -56,13 +58,17 @@ class _Attend(torch.autograd.Function):
 
 # -- two forms; queries [B, K, G, T, d], keys and values [B, K, 1, T, d] -----------------------------------------------------
 def _short(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    weights = fused.causal_softmax(torch.bmm(_heads(q), _heads(k).transpose(1, 2)), q.shape[3])
-    return torch.bmm(weights, _heads(v)).view_as(q), (weights,)
+    weights = _weights(q, k)
+    return torch.bmm(weights, _heads(v)).view_as(q), (weights,) if q.shape[3] <= KEPT else ()
 
 
-def _short_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    return fused.causal_softmax(torch.bmm(_heads(q), _heads(k).transpose(1, 2)), q.shape[3])
+
+
+def _short_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, *kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """With ``P = softmax(S)``, ``S = q k^T`` and ``out = P v``: dP = g v^T."""
-    own = _heads(g)
+    own, weights = _heads(g), kept[0] if kept else _weights(q, k)
     g_scores = fused.causal_softmax_backward(torch.bmm(own, _heads(v).transpose(1, 2)), weights)
     g_q, g_k, g_v = torch.bmm(g_scores, _heads(k)), torch.bmm(g_scores.transpose(1, 2), _heads(q)), torch.bmm(weights.transpose(1, 2), own)
     return g_q.view_as(q), g_k.view_as(k), g_v.view_as(v)
