@@ -23,6 +23,7 @@ help:
 	@echo "make check     lint, types, house rules"
 	@echo "make mutate    break the mathematics in every small way; a test must fail each time (ARGS='kl planning' for some files)"
 	@echo "make bench     Truing beside its peers, row by row, into docs/performance.md (ARGS='decode ppo --model small' for some; PEERS=folder of their virtual environment)"
+	@echo "               make bench-table writes the tables again, make bench-profile ARGS=ppo shows where the time of one unit goes"
 	@echo "make clean     remove .venv and build products; runs/ stays"
 
 install: $(STAMP)
