@@ -98,6 +98,6 @@ def machine() -> dict[str, Any]:
     memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text()) if Path("/proc/meminfo").exists() else None
     return {
         "processor": model[1] if model else platform.processor(), "processors": len(os.sched_getaffinity(0)), "memory_gib": round(int(memory[1]) / 2**20) if memory else None,
-        "instructions": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile"}), "system": f"{platform.system()} {platform.release()}",
+        "instructions": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile"}), "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
     }  # fmt: skip

@@ -196,6 +196,16 @@ def test_a_compiler_that_cannot_is_passed_over(tmp_path: Path) -> None:
     assert run(LOADED, TRUING_CACHE=str(tmp_path), CC="false") == "True"
 
 
+def test_of_several_openmp_libraries_pytorchs_is_taken() -> None:
+    line = "7f00-7f01 r--p 00000000 fe:00 12  "
+    other, own, system = "/venv/scikit_learn.libs/libgomp-e9.so.1.0.0", "/my venv/torch/lib/libgomp.so.1", "/usr/lib/libiomp5.so"
+    maps = lambda *paths: "\n".join(line + path for path in ("/usr/lib/libgompers.txt", *paths, "[heap]"))  # noqa: E731
+    assert compiled.openmp_of(maps(other, own), Path("/my venv/torch")) == own
+    assert compiled.openmp_of(maps(system, other), Path("/my venv/torch")) == system  # PyTorch brings none: the one that it found
+    with pytest.raises(OSError, match="without OpenMP"):
+        compiled.openmp_of(maps(), Path("/my venv/torch"))
+
+
 @pytest.mark.skipif(compiled.library(torch.float32) is None, reason="no C compiler on this machine")
 def test_results_do_not_depend_on_the_run_and_threads_are_pytorchs_though_others_are_loaded() -> None:
     code = (

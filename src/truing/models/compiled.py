@@ -100,12 +100,15 @@ def _processor() -> str:
 
 def _share_threads() -> None:
     """Let the passes find PyTorch's own OpenMP library: another one would bring threads of its own, in each other's way. So none is linked."""
-    lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
-    found = [path for line in lines if re.search(r"/lib[gi]omp[^/]*\.so[^/]*$", path := line.split(maxsplit=5)[-1])]
+    ctypes.CDLL(openmp_of(Path("/proc/self/maps").read_text(errors="surrogateescape"), Path(torch.__file__).parent), mode=ctypes.RTLD_GLOBAL)
+
+
+def openmp_of(maps: str, torch_folder: Path) -> str:
+    """The OpenMP library among a process's mapped files: PyTorch's own where it brings one, else the first. Raises OSError when there is none."""
+    found = [path for line in maps.splitlines() if re.search(r"/lib[gi]omp[^/]*\.so[^/]*$", path := line.split(maxsplit=5)[-1])]
     if not found:
         raise OSError("PyTorch runs without OpenMP")
-    own = str(Path(torch.__file__).parent)
-    ctypes.CDLL(next((path for path in found if path.startswith(own)), found[0]), mode=ctypes.RTLD_GLOBAL)
+    return next((path for path in found if path.startswith(str(torch_folder))), found[0])
 
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
