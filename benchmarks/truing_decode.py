@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import tokens
 from benchmarks.turns import Turns, asked, repeat, resident_mib
+from truing import allocator
 
 
 def play(turns: Any, asks: dict[str, Any]) -> None:
@@ -41,4 +42,5 @@ def play(turns: Any, asks: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    allocator.settle()
     play(Turns(), asked())

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import tokens
 from benchmarks.truing_training import FOREVER, Lap, options, watched
 from benchmarks.turns import Turns, asked, scratch
+from truing import allocator
 
 PROMPTS = 512
 
@@ -42,4 +43,5 @@ def play(turns: Any, asks: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    allocator.settle()
     play(Turns(), asked())

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import tokens
 from benchmarks.turns import Turns, asked, resident_mib, scratch
+from truing import allocator
 
 FOREVER = 100_000  # updates: more than anybody waits for
 
@@ -79,4 +80,5 @@ def play(turns: Any, asks: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    allocator.settle()
     play(Turns(), asked())

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "truing"
 
 # What each room may import, written in the order data flows. "" is the package's own __init__.
-BASE = {"", "types", "errors", "config", "disk", "assets", "seeds"}
+BASE = {"", "types", "errors", "config", "disk", "assets", "seeds", "allocator"}
 CORE = BASE | {"maths", "data", "models", "envs", "rewards"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": {"api"},
@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "disk": {"errors"},
     "assets": {"errors", "disk"},
     "seeds": {"errors"},
+    "allocator": {"errors"},
     "maths": {"types", "errors"},
     "data": BASE | {"maths"},
     "models": BASE | {"maths"},
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": CORE | {"observe", "pipeline"},
     "labs": CORE | {"rollout", "learn", "observe", "methods", "pipeline"},
     "demo": CORE | {"rollout", "learn", "observe", "methods", "pipeline"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "allocator", "errors"},
     "cli": CORE | {"rollout", "learn", "observe", "methods", "pipeline", "plan", "labs", "demo"},
     "web": {"types", "errors", "config", "disk", "observe"},
     "backends": CORE | {"rollout", "learn"},

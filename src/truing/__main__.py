@@ -1,5 +1,25 @@
-"""``python -m truing`` is ``truing``."""
+"""The program ``truing``, which ``python -m truing`` is too: settle where memory comes from, then read the command line."""
 
-from truing.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+from truing import allocator
+from truing.errors import ConfigError
+
+COMPUTE = {"demo", "run", "plan", "sft", "reward", "ppo", "grpo", "lab", "eval", "chat"}  # commands that make tensors
+
+
+def main() -> None:
+    if COMPUTE & set(sys.argv[1:2]):
+        try:
+            allocator.settle()
+        except ConfigError as problem:
+            sys.exit(f"error: {problem}")
+    from truing import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

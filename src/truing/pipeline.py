@@ -6,8 +6,6 @@ The folder ``runs/NAME`` holds `recipe.yaml` and one folder a stage. Where an op
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import importlib
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from truing import allocator
 from truing.config import Frozen, Recipe
 from truing.disk import write_atomic
 from truing.errors import ConfigError
@@ -117,8 +116,7 @@ def _check_unseen(name: str, stage: Any, plans: list[tuple[str, Any]]) -> None:
 def _give_memory_back() -> None:
     """Free the stage's models now, and return the pages: the allocator would keep them and the next stage's peak would stand on top."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc only
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    allocator.trim()
 
 
 def _method(name: str) -> Callable[..., dict[str, Any]]:

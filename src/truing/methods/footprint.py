@@ -15,9 +15,9 @@ from typing import Any
 
 from safetensors import safe_open
 
+from truing import allocator
 from truing.config import GRPO, PPO, SFT, Evaluate, Reward, Stage
 from truing.maths.likelihood import CHUNK
-from truing.models import memory
 from truing.models.anatomy import Anatomy, Graph, anatomy, both_of, likelihood_of, values_of
 from truing.models.attention import SHORT
 from truing.models.load import locate
@@ -269,7 +269,7 @@ def plan(config: Any, load: Load, process: float, *, held: Weights | None = None
 
 
 def _with_gaps(phases: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    share = GAPS[memory.old_glibc()]
+    share = GAPS[allocator.leaves_gaps()]
     return {name: held | ({"temporaries and gaps": share * moving} if (moving := sum(held.get(n, 0.0) for n in GIVEN_BACK)) else {}) for name, held in phases.items()}
 
 

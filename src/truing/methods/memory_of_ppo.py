@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from truing import allocator
 from truing.config import PPO, Lora
 from truing.methods import footprint
 from truing.methods.footprint import MemoryPlan, Weights
@@ -15,7 +16,7 @@ from truing.models.anatomy import forget
 
 def plan(config: PPO, roles: Roles, lengths: Sequence[int]) -> MemoryPlan:
     """The memory of a run; ``lengths`` are the tokens of its prompts. Draws no random numbers, changes no weight, leaves no gradient."""
-    memory.trim()
+    allocator.trim()
     held = replace(footprint.weights(config), items=counted(roles))
     load = footprint.of_rollouts(config, lengths)
     process = max(0.0, memory.resident() - sum(held.items.values()))

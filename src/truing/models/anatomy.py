@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from truing import allocator
 from truing.config import Lora
 from truing.errors import ModelError
 from truing.maths.likelihood import token_likelihood
@@ -212,7 +213,7 @@ def forget() -> None:
     """Give back the small models."""
     anatomy.cache_clear()
     _kept.cache_clear()
-    memory.trim()
+    allocator.trim()
 
 
 def shortened(config: Any, layers: int) -> Any:

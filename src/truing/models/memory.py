@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import re
 import resource
 import sys
@@ -70,15 +68,3 @@ def highest() -> int:
         return int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8", errors="replace"))[0]) * 1024
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def trim() -> None:
-    """Give freed memory back to the system, where the C library can (glibc)."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def old_glibc() -> bool:
-    """glibc before 2.38 cannot use the hole of a freed aligned block for an equal one (its bug 14581), so tensors leave gaps between them."""
-    name, version = platform.libc_ver()
-    return name == "glibc" and tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < (2, 38)

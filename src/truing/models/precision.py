@@ -7,15 +7,13 @@ products are not float32-exact, the permission is taken back.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
-import platform
 
 import torch
 
-HEAP = 1 << 30  # bytes up to which a tensor's memory comes from the heap, where it is found again
-SLACK = 512 << 20  # bytes at the heap's top that are kept for the next tensors; `memory.trim` gives them back between phases
+from truing import allocator
+
 KERNELS = 64  # compiled kernels kept, of up to a MiB each: a layer's forward and backward need about 40
 
 
@@ -23,7 +21,7 @@ KERNELS = 64  # compiled kernels kept, of up to a MiB each: a layer's forward an
 def fast_float32() -> str:
     """Choose the float32 kernels of this process, once. Returns "onednn" or "default"."""
     _bound_kernel_caches()
-    _reuse_memory()
+    allocator.keep()
     backend = getattr(torch.backends.mkldnn, "matmul", None)
     if backend is None or not hasattr(backend, "fp32_precision") or not torch.backends.mkldnn.is_available():
         return "default"
@@ -42,18 +40,6 @@ def _bound_kernel_caches() -> None:
     them by default, about a GiB, of which hardly one is used again. They read these variables when the first kernel is made."""
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(KERNELS))
-
-
-def _reuse_memory() -> None:
-    """glibc maps every large tensor anew and returns it when it goes, so that each is cleared page by page at every use: up to half the time
-    of a large product. From the heap they are reused. Another allocator (jemalloc, say) is left as it is."""
-    if platform.libc_ver()[0] != "glibc" or any(name in os.environ.get("LD_PRELOAD", "") for name in ("jemalloc", "tcmalloc", "mimalloc")):
-        return
-    c = ctypes.CDLL(None)
-    if not c.mallopt(-3, HEAP):  # M_MMAP_THRESHOLD; older versions take no more than 32 MiB
-        c.mallopt(-3, 32 << 20)
-    for option, value in ((-1, SLACK), (-2, 64 << 20)):  # M_TRIM_THRESHOLD, M_TOP_PAD
-        c.mallopt(option, value)
 
 
 @functools.cache

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from truing import allocator
 from truing.assets import sha256
 from truing.config import Lora, Stage
 from truing.disk import fsync_folder
 from truing.errors import ConfigError, ModelError
-from truing.models import memory
 from truing.models.adapters import Adapter
 from truing.models.backbone import Backbone
 from truing.models.heads import ScalarHead
@@ -144,7 +144,7 @@ def open_backbone(name: str, options: Stage, *, body: bool = False) -> tuple[Bac
     backbone = Backbone(model, lora=options.lora, dtype=torch.bfloat16 if wants_bfloat16(options) else torch.float32, checkpointing=options.checkpointing)
     if backbone.dtype != torch.float32:
         _out_of_file(model)
-    memory.trim()  # what reading and casting the weights took would stay with the process, full of holes
+    allocator.trim()  # what reading and casting the weights took would stay with the process, full of holes
     if options.dtype == "bfloat16" and not backbone.lean:
         raise ConfigError(f"dtype=bfloat16: models of type {model.config.model_type!r} run through transformers in float32; use dtype: auto or float32")
     return backbone, source

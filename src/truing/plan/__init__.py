@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from truing import allocator
 from truing.config import Recipe
 from truing.methods import footprint
 from truing.methods.footprint import MIB, MemoryPlan
@@ -92,7 +93,7 @@ def plan(
     """
     for method in ("sft", "reward_model", "ppo", "grpo", "evaluate"):  # as a run's process has them
         importlib.import_module(f"truing.methods.{method}")
-    memory.trim()
+    allocator.trim()
     process = float(memory.resident()) + GROWN
     room = there(float(memory.resident())) if available is None else There(available, "given")
     made: list[StagePlan] = []
