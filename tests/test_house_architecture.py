@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "truing"
 
 # What each room may import, written in the order data flows. "" is the package's own __init__.
-BASE = {"", "types", "errors", "config", "disk", "assets", "seeds", "allocator"}
+BASE = {"", "types", "errors", "config", "disk", "assets", "seeds", "allocator", "native"}
 CORE = BASE | {"maths", "data", "models", "envs", "rewards"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": {"api"},
@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "assets": {"errors", "disk"},
     "seeds": {"errors"},
     "allocator": {"errors"},
-    "maths": {"types", "errors"},
+    "native": {"errors", "assets"},
+    "maths": {"types", "errors", "native"},
     "data": BASE | {"maths"},
     "models": BASE | {"maths"},
     "envs": BASE | {"maths"},

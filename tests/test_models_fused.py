@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from truing.models import compiled, fused
+from truing import native
+from truing.models import fused
 from truing.models.pack import Pack
 
 WIDTHS = (1, 15, 16, 17, 40, 688)  # below, at and beyond the sixteen lanes, whole and with a rest
@@ -23,7 +24,7 @@ CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 1
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "pytorch":
         monkeypatch.setattr(fused, "passes", lambda x, dtype: None)
-    elif compiled.library(torch.float32) is None:
+    elif native.library(torch.float32) is None:
         pytest.skip("no C compiler on this machine, so the passes run in PyTorch only")
     return str(request.param)
 
@@ -171,7 +172,7 @@ def run(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-LOADED = "import logging, torch; logging.basicConfig(level=logging.INFO, format='%(message)s'); from truing.models.compiled import library; print(library(torch.bfloat16) is not None)"
+LOADED = "import logging, torch; logging.basicConfig(level=logging.INFO, format='%(message)s'); from truing.native import library; print(library(torch.bfloat16) is not None)"
 
 
 def test_without_a_compiler_or_by_setting_the_passes_run_in_pytorch(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_without_a_compiler_or_by_setting_the_passes_run_in_pytorch(tmp_path: Pa
         run(LOADED, TRUING_KERNELS="fast")
 
 
-@pytest.mark.skipif(compiled.library(torch.float32) is None, reason="no C compiler on this machine")
+@pytest.mark.skipif(native.library(torch.float32) is None, reason="no C compiler on this machine")
 def test_the_library_is_made_once_and_kept(tmp_path: Path) -> None:
     assert run(LOADED, TRUING_CACHE=str(tmp_path)) == "True"
     (made,) = (tmp_path / "kernels").iterdir()
@@ -191,7 +192,7 @@ def test_the_library_is_made_once_and_kept(tmp_path: Path) -> None:
     assert run(LOADED, TRUING_CACHE=str(tmp_path)) == "True"  # a file that cannot be loaded is made again
 
 
-@pytest.mark.skipif(compiled.library(torch.float32) is None, reason="no C compiler on this machine")
+@pytest.mark.skipif(native.library(torch.float32) is None, reason="no C compiler on this machine")
 def test_a_compiler_that_cannot_is_passed_over(tmp_path: Path) -> None:
     assert run(LOADED, TRUING_CACHE=str(tmp_path), CC="false") == "True"
 
@@ -200,13 +201,13 @@ def test_of_several_openmp_libraries_pytorchs_is_taken() -> None:
     line = "7f00-7f01 r--p 00000000 fe:00 12  "
     other, own, system = "/venv/scikit_learn.libs/libgomp-e9.so.1.0.0", "/my venv/torch/lib/libgomp.so.1", "/usr/lib/libiomp5.so"
     maps = lambda *paths: "\n".join(line + path for path in ("/usr/lib/libgompers.txt", *paths, "[heap]"))  # noqa: E731
-    assert compiled.openmp_of(maps(other, own), Path("/my venv/torch")) == own
-    assert compiled.openmp_of(maps(system, other), Path("/my venv/torch")) == system  # PyTorch brings none: the one that it found
+    assert native.openmp_of(maps(other, own), Path("/my venv/torch")) == own
+    assert native.openmp_of(maps(system, other), Path("/my venv/torch")) == system  # PyTorch brings none: the one that it found
     with pytest.raises(OSError, match="without OpenMP"):
-        compiled.openmp_of(maps(), Path("/my venv/torch"))
+        native.openmp_of(maps(), Path("/my venv/torch"))
 
 
-@pytest.mark.skipif(compiled.library(torch.float32) is None, reason="no C compiler on this machine")
+@pytest.mark.skipif(native.library(torch.float32) is None, reason="no C compiler on this machine")
 def test_results_do_not_depend_on_the_run_and_threads_are_pytorchs_though_others_are_loaded() -> None:
     code = (
         "import re, torch, sklearn.cluster; from truing.models import fused; torch.set_num_threads(2);"

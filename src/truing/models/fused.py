@@ -1,4 +1,4 @@
-"""The steps of a decoder layer between its matrix products, each in one pass over memory where `compiled` has it.
+"""The steps of a decoder layer between its matrix products, each in one pass over memory where `native` has it.
 
 What a step means is its PyTorch form, which runs on any device. States x are float32 ``[N, D]``; ``dtype`` is that of products. Results of the
 two forms differ by rounding: the compiled ones round once, at the end.
@@ -6,20 +6,14 @@ two forms differ by rounding: the compiled ones round once, at the end.
 
 from __future__ import annotations
 
-import ctypes
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from truing.models.compiled import library
 from truing.models.pack import Grid
-
-
-def passes(x: Tensor, dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The compiled passes for these states."""
-    return library(dtype) if x.device.type == "cpu" else None
+from truing.native import passes
 
 
 # -- normalisation -------------------------------------------------------------------------------------------------------

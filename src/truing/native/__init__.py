@@ -1,7 +1,7 @@
 """The passes of `kernels.c`, compiled once by the system's C compiler and kept in the user's cache.
 
 PyTorch makes a pass over memory for every elementwise step. A step's passes in one are several times as fast, so where a compiler is found
-(Linux) they are used; elsewhere `fused` does the same in PyTorch. ``TRUING_KERNELS=torch`` asks for that.
+(Linux) they are used; elsewhere their callers do the same in PyTorch. ``TRUING_KERNELS=torch`` asks for that.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ MODES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 SETTING = "TRUING_KERNELS"
 LIMIT = 120.0  # seconds for the compiler, which needs less than one
 log = logging.getLogger(__name__)
+
+
+def passes(x: torch.Tensor, dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The passes for these states and products in a precision; None where there are none."""
+    return library(dtype) if x.device.type == "cpu" else None
 
 
 @functools.cache

@@ -1,6 +1,6 @@
-/* The passes over memory between matrix products, each in one go. `fused.py` says what every one means, in PyTorch; a test holds the two equal.
+/* The passes over memory between matrix products, each in one go. Their callers say what every one means, in PyTorch; a test holds the two equal.
  *
- * Compiled twice, by `compiled.py`: T is what products read, float32 or (BFLOAT16) the upper half of one; sums and states are float32.
+ * Compiled twice, by `__init__.py`: T is what products read, float32 or (BFLOAT16) the upper half of one; sums and states are float32.
  * Rows are shared among the threads in fixed parts and read sixteen numbers at a time, so that a result depends on nothing but its input.
  */
 #include <math.h>
