@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from truing import native
+from truing.maths import likelihood
 from truing.models import fused
 from truing.models.pack import Pack
 
@@ -23,7 +25,8 @@ CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 1
 @pytest.fixture(params=["compiled", "pytorch"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "pytorch":
-        monkeypatch.setattr(fused, "passes", lambda x, dtype: None)
+        for caller in (fused, likelihood):
+            monkeypatch.setattr(caller, "passes", lambda x, dtype: None)
     elif native.library(torch.float32) is None:
         pytest.skip("no C compiler on this machine, so the passes run in PyTorch only")
     return str(request.param)
@@ -170,6 +173,47 @@ def run(code: str, **environment: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+@pytest.mark.parametrize("v", [1, 2, 15, 16, 17, 33, 4099])
+@pytest.mark.parametrize("scale", [1.0, 40.0], ids=["spread", "sharp"])
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen-head", "trained-head"])
+def test_a_heads_likelihood_is_the_formula_in_float64(form: str, v: int, scale: float, trained: bool) -> None:
+    hidden, head, targets = numbers(21, 8, seed=1).requires_grad_(), (numbers(v, 8, seed=2) * scale).requires_grad_(trained), torch.arange(21) * 7 % v
+    pull = numbers(21, seed=3).double()
+    found = likelihood.token_likelihood(hidden, head, targets, temperature=0.7, chunk=8)
+    (found.logp.double() * pull).sum().backward()
+    h, w = hidden.detach().double().requires_grad_(), head.detach().double().requires_grad_()
+    log_probs = (h @ w.t() / 0.7).log_softmax(1)
+    logp = log_probs.gather(1, targets[:, None])[:, 0]
+    (logp * pull).sum().backward()
+    torch.testing.assert_close(found.logp.double(), logp, rtol=1e-5, atol=2e-6 * scale)
+    torch.testing.assert_close(found.entropy.double(), -(log_probs.exp() * log_probs).sum(1), rtol=1e-4, atol=2e-6 * scale)
+    assert (found.entropy >= 0).all()
+    torch.testing.assert_close(hidden.grad.double(), h.grad, rtol=1e-4, atol=1e-5 * scale)
+    if trained:
+        torch.testing.assert_close(head.grad.double(), w.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("v", [5, 16, 40])
+def test_a_head_without_numbers_gives_none(form: str, odd: float, v: int) -> None:
+    """One row's logits are not numbers: its log-probability and entropy are NaN, so that an update is refused; the others' are as they were."""
+    hidden, head, targets = numbers(4, 3), numbers(v, 3, seed=1), torch.tensor([0, 1, 2, 3])
+    whole = likelihood.token_likelihood(hidden, head, targets)
+    hidden[2, 1] = odd
+    found = likelihood.token_likelihood(hidden, head, targets)
+    for now, before in zip(found, whole, strict=True):
+        assert now.isnan().tolist() == [False, False, True, False] and torch.equal(now[[0, 1, 3]], before[[0, 1, 3]])
+
+
+def test_what_has_no_chance_counts_for_nothing(form: str) -> None:
+    """Two logits of 0 among hundreds of -1000, whose chance underflows: log 1/2 and an entropy of log 2."""
+    head = torch.full((300, 1), -1000.0)
+    head[[3, 299]] = 0.0
+    found = likelihood.token_likelihood(torch.ones(2, 1), head, torch.tensor([299, 4]))
+    torch.testing.assert_close(found.logp, torch.tensor([-math.log(2), -1000 - math.log(2)]))
+    torch.testing.assert_close(found.entropy, torch.full((2,), math.log(2)))
 
 
 LOADED = "import logging, torch; logging.basicConfig(level=logging.INFO, format='%(message)s'); from truing.native import library; print(library(torch.bfloat16) is not None)"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from truing import allocator
@@ -23,6 +24,7 @@ from truing.models.attention import SHORT
 from truing.models.load import locate
 from truing.models.precision import KERNELS
 from truing.models.roles import Origin, origin, wants_bfloat16
+from truing.native import library
 from truing.rewards import expression, grammar
 from truing.rewards.classifier import is_classifier
 from truing.rewards.reward_model import PART as SCORED
@@ -316,8 +318,8 @@ def transient(model: Anatomy, tokens: float, length: float) -> float:
 
 
 def logits(model: Anatomy, load: Load) -> float:
-    """Log-probabilities are made CHUNK rows at a time; three tensors of that size are alive at once."""
-    return 3.0 * min(CHUNK, load.tokens * load.answers) * model.vocabulary * 4
+    """Log-probabilities are made CHUNK rows at a time, in place where the pass is compiled; in PyTorch three tensors of that size are alive at once."""
+    return (1.0 if library(torch.float32) else 3.0) * min(CHUNK, load.tokens * load.answers) * model.vocabulary * 4
 
 
 def trunk(config: Any, w: Weights, load: Load) -> float:

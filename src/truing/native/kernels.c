@@ -255,6 +255,27 @@ void softmax_backward(T *g, const T *p, int64_t n, int64_t t) {
     }
 }
 
+/* -- n rows of v logits: log-probability of the row's target, entropy, and in place of the logits e^(logit - largest), whose sum is total -- */
+void likelihood(float *x, const int64_t *targets, float *logp, float *entropy, float *total, int64_t n, int64_t v) {
+    ROWS(n, n * v) {
+        float *o = x + i * v, target = o[targets[i]];
+        V top = all(-INFINITY), whole = {0}, mean = {0};
+        I odd = {0};
+        OVER(v) { V l = pick(lane < (int32_t)m, read(o + j, m), all(-INFINITY)); odd |= l != l; top = pick(l > top, l, top); }
+        float largest = most(top);
+        OVER(v) {
+            V l = pick(lane < (int32_t)m, read(o + j, m), all(-INFINITY)) - largest, e = power(l);
+            write(o + j, e, m);
+            whole += e;
+            mean += e * pick(l > -88.0f, l, (V){0});
+        }
+        float s = sum(whole), bad = sum(pick(odd, all(NAN), (V){0})) + (largest - largest); /* NaN, or infinite as the largest */
+        total[i] = s + bad;
+        logp[i] = target - largest - logf(s) + bad;
+        entropy[i] = logf(s) - sum(mean) / s + bad;
+    }
+}
+
 /* -- decoding: turn a new token's queries and key, write its key and value to their column, and look back ------------------ */
 void decode(const T *qk, int64_t qk_stride, const T *v, int64_t v_stride, const float *cosine, const float *sine, const int64_t *lengths, float scale, T *keys, T *values,
             T *out, int64_t column, int64_t rows, int64_t heads, int64_t groups, int64_t d, int64_t columns) {
