@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from test_models_backbone import FAMILIES, SEQUENCES, gpt2, moved, small
 from truing.config import Lora
-from truing.models import attention, memory
+from truing.models import attention, fused, llama, memory
 from truing.models.backbone import Backbone
 from truing.models.pack import Pack
 
@@ -50,6 +51,42 @@ def assert_near(ours: dict[str, Tensor], theirs: dict[str, Tensor], exact: dict[
     for name, g in exact.items():
         away, allowed = ((x[name].double() - g).abs().max() for x in (ours, theirs))
         assert away <= max(1e-5 * g.abs().max(), 4 * allowed), (name, float(away), float(allowed))
+
+
+@pytest.fixture
+def new_memory_is_nan() -> Iterator[None]:
+    """What nobody has written yet reads as NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_sizes_rise_by_a_sixteenth_to_an_eighth() -> None:
+    assert [llama.even(n) for n in (0, 1, 8, 9, 127, 129, 1024, 1025, 2047)] == [0, 8, 8, 16, 128, 144, 1024, 1152, 2048]
+    sizes = [llama.even(n) for n in range(64, 5000)]
+    assert all(n <= s <= n + max(7, n / 8) for n, s in zip(range(64, 5000), sizes, strict=True)) and len({s for s in sizes if 1024 < s <= 2048}) == 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["compiled", "pytorch"])
+def test_rows_that_only_fill_up_touch_nothing(kind: str, dtype: torch.dtype, form: str, new_memory_is_nan: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """35 tokens run as 40 rows, and 6 positions as 8: with memory that is NaN until it is written, values and gradients are those of exactly 35 and 6."""
+    if form == "pytorch":
+        monkeypatch.setattr(fused, "passes", lambda x, dtype: None)
+    sequences, positions = [[3 + (5 * i + t) % 50 for t in range(n)] for i, n in enumerate((20, 9, 6))], torch.tensor([0, 7, 19, 20, 33, 34])
+    assert llama.even(35) == 40 and llama.even(6) == 8
+    made = []
+    for even in (llama.even, lambda n: n):
+        monkeypatch.setattr(llama, "even", even)
+        backbone = Backbone(copy.deepcopy(model_of(kind)), lora=Lora(rank=2, alpha=4.0), dtype=dtype)
+        adapter = moved(backbone)
+        made.append([gradients(backbone, sequences, adapter, p) for p in (None, positions)])
+    near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
+    for (hidden, grads), (plain_hidden, plain_grads) in zip(*made, strict=True):
+        torch.testing.assert_close(hidden, plain_hidden, **near)
+        for name, g in plain_grads.items():
+            assert (grads[name] - g).norm() <= near["rtol"] * g.norm(), name
 
 
 @pytest.mark.parametrize("kind", KINDS)

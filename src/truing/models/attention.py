@@ -22,38 +22,45 @@ KEPT = 128  # up to this length, with their weights kept for backward: T numbers
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pack: Pack, turn: Turn, scale: float) -> Tensor:
     """Queries ``[N, H, d]`` over keys and values ``[N, K, d]`` of the same sequence, at and before each token; the result is ``[N, H, d]``."""
-    return _Attend.apply(q, k, v, pack.grids(), turn, scale)
+    return _Attend.apply(q, k, v, pack.grids(), pack.tokens, turn, scale)
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, grids: list[Grid], turn: Turn, scale: float) -> Tensor:
-        heads, out = k.shape[1], q.new_empty(q.shape)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, grids: list[Grid], tokens: int, turn: Turn, scale: float) -> Tensor:
+        heads, out = k.shape[1], _empty(q, q.shape, tokens)
+        shapes, q, k, v = (q.shape, k.shape), q[:tokens], k[:tokens], v[:tokens]
         kept: list[Tensor] = []
         for grid in grids:
             turned = fused.lay(grid, q, heads, turn, scale), fused.lay(grid, k.to(q.dtype), heads, turn), fused.lay(grid, v.to(q.dtype), heads)
             made, extra = (_short if grid.longest <= SHORT else _flash)(*turned)
-            fused.flat(grid, made, out)
+            fused.flat(grid, made, out[:tokens])
             kept += [*turned, *extra]
         ctx.save_for_backward(*kept)
-        ctx.settings = (grids, turn, scale, q.shape, k.shape)
+        ctx.settings = (grids, tokens, turn, scale, *shapes)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        grids, turn, scale, q_shape, k_shape = ctx.settings
-        found = [g.new_empty(shape) for shape in (q_shape, k_shape, k_shape)]
+        grids, tokens, turn, scale, q_shape, k_shape = ctx.settings
+        found = [_empty(g, shape, tokens) for shape in (q_shape, k_shape, k_shape)]
         kept = list(ctx.saved_tensors)
         for grid in grids:
             short = grid.longest <= SHORT
             count = 5 if not short else 4 if grid.longest <= KEPT else 3
             own, kept = kept[:count], kept[count:]
-            g_q, g_k, g_v = (_short_backward if short else _flash_backward)(fused.lay(grid, g, k_shape[1]), *own)
-            fused.flat(grid, g_q, found[0], turn, scale)
-            fused.flat(grid, g_k, found[1], turn)
-            fused.flat(grid, g_v, found[2])
-        return *found, None, None, None
+            g_q, g_k, g_v = (_short_backward if short else _flash_backward)(fused.lay(grid, g[:tokens], k_shape[1]), *own)
+            fused.flat(grid, g_q, found[0][:tokens], turn, scale)
+            fused.flat(grid, g_k, found[1][:tokens], turn)
+            fused.flat(grid, g_v, found[2][:tokens])
+        return *found, None, None, None, None
+
+
+def _empty(like: Tensor, shape: torch.Size, tokens: int) -> Tensor:
+    made = like.new_empty(shape)
+    made[tokens:] = 0
+    return made
 
 
 # -- two forms; queries [B, K, G, T, d], keys and values [B, K, 1, T, d] -----------------------------------------------------

@@ -19,24 +19,27 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
-def rows(x: Tensor, index: Tensor) -> Tensor:
-    """``x[index]`` of a matrix; where the index rises, its gradient is copied to its rows, several times as fast as autograd adds it up."""
-    return _Rows.apply(x, index)
+def rows(x: Tensor, index: Tensor, size: int) -> Tensor:
+    """``x[index]`` of a matrix, and rows of zeros up to a size; where the index rises, its gradient is copied to its rows, several times as fast as autograd adds it up."""
+    return _Rows.apply(x, index, size)
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, index: Tensor, size: int) -> Tensor:
         ctx.save_for_backward(index)
         ctx.shape = x.shape
-        return x.index_select(0, index)
+        found = x.new_empty(size, *x.shape[1:])
+        torch.index_select(x, 0, index, out=found[: len(index)])
+        found[len(index) :] = 0
+        return found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         (index,) = ctx.saved_tensors
-        whole = g.new_zeros(ctx.shape)
-        return (whole.index_copy_(0, index, g) if bool((index[1:] > index[:-1]).all()) else whole.index_add_(0, index, g)), None
+        whole, g = g.new_zeros(ctx.shape), g[: len(index)]
+        return (whole.index_copy_(0, index, g) if bool((index[1:] > index[:-1]).all()) else whole.index_add_(0, index, g)), None, None
 
 
 class _Norm(torch.autograd.Function):

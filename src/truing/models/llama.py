@@ -68,11 +68,23 @@ def run(model: PreTrainedModel, x_ND: Tensor, pack: Pack, first: int, adapter: A
 
 def run_layers(model: PreTrainedModel, x_ND: Tensor, pack: Pack, first: int, last: int, adapter: Adapter | None, how: How, positions: Tensor | None = None) -> Tensor:
     """States after layers ``first`` to ``last - 1``. After the last one's attention, rows at other positions are no longer needed."""
+    wanted = len(x_ND) if positions is None else len(positions)
     turn = turns(model, pack.shape[1], x_ND)
+    x_ND = F.pad(x_ND, (0, 0, 0, even(len(x_ND)) - len(x_ND)))
     for index in range(first, last):
         given = (model.base_model.layers[index], f"model.layers.{index}", x_ND, pack, turn, adapter, how.dtype, positions if index == last - 1 else None)
         x_ND = checkpoint(_layer, *given, use_reentrant=False, preserve_rng_state=False) if how.checkpointing and torch.is_grad_enabled() else _layer(*given)
-    return x_ND if positions is None or last > first else x_ND[positions]
+    return (x_ND if positions is None or last > first else x_ND[positions])[:wanted]
+
+
+def even(n: int) -> int:
+    """n rounded up to one of eight sizes an octave. oneDNN compiles a kernel for every size of a product it meets, which takes longer than a few rows more.
+
+    >>> [even(n) for n in (1, 8, 100, 128, 129, 2000)]
+    [8, 8, 104, 128, 144, 2048]
+    """
+    step = 1 << max(3, (n - 1).bit_length() - 4)
+    return -(-n // step) * step
 
 
 def turns(model: PreTrainedModel, longest: int, like: Tensor) -> Turn:
@@ -99,5 +111,5 @@ def _layer(
         q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)
     mixed_ND = attend(q, k, v, pack, turn, attention.scaling).flatten(-2)
     if positions is not None:
-        x_ND, mixed_ND = rows(x_ND, positions), rows(mixed_ND, positions)
+        x_ND, mixed_ND = (rows(x, positions, even(len(positions))) for x in (x_ND, mixed_ND))
     return halves.finish(x_ND, mixed_ND, after.weight, after.variance_epsilon, [parts[n] for n in ("o_proj", "gate_proj", "up_proj", "down_proj")], scale)
