@@ -182,9 +182,9 @@ def test_attention_is_the_plain_formula_at_every_length_and_its_gradient_that_of
     wanted = plain()
     g = pull(wanted.shape)
     grads = torch.autograd.grad(wanted, (q, k, v), g)
-    for short, kept in ((128, 128), (128, 2), (2, 2)):  # batched products, their weights made again but for the last, flash attention but for the last
+    for short, block in ((128, 128), (128, 4), (128, 2), (2, 2)):  # batched products in one block, in blocks but for the short ones, flash attention but for the last
         monkeypatch.setattr(attention, "SHORT", short)
-        monkeypatch.setattr(attention, "KEPT", kept)
+        monkeypatch.setattr(attention, "BLOCK", block)
         found = attention.attend(q, k, v, pack, turn, 0.4)
         torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
         for a, b in zip(torch.autograd.grad(found, (q, k, v), g), grads, strict=True):

@@ -194,64 +194,69 @@ static inline void turned(const T *x, const float *cosine, const float *sine, fl
     }
 }
 
-/* source: the token of every cell, -1 past a sequence's end, null when cells are tokens; cosine: null for no turning */
-void lay(const T *x, int64_t stride, const int64_t *source, const float *cosine, const float *sine, float scale, T *out, int64_t b, int64_t t, int64_t heads, int64_t d) {
-    ROWS(b * heads, b * heads * t * d) {
+/* out [b heads, t, groups, d]; source: the token of every cell, -1 past a sequence's end, null when cells are tokens; cosine: null for no turning */
+void lay(const T *x, int64_t stride, const int64_t *source, const float *cosine, const float *sine, float scale, T *out, int64_t b, int64_t t, int64_t heads, int64_t groups, int64_t d) {
+    ROWS(b * heads, b * heads * t * groups * d) {
         int64_t row = i / heads, head = i % heads;
         for (int64_t k = 0; k < t; k++) {
             int64_t from = source ? source[row * t + k] : row * t + k;
-            T *o = out + (i * t + k) * d;
-            const T *a = x + from * stride + head * d;
-            if (from < 0) memset(o, 0, d * sizeof(T));
-            else if (cosine) turned(a, cosine + k * d, sine + k * d, scale, 1.0f, o, d);
-            else memcpy(o, a, d * sizeof(T));
+            T *o = out + (i * t + k) * groups * d;
+            const T *a = x + from * stride + head * groups * d;
+            if (from < 0) memset(o, 0, groups * d * sizeof(T));
+            else if (!cosine) memcpy(o, a, groups * d * sizeof(T));
+            else
+                for (int64_t g = 0; g < groups; g++) turned(a + g * d, cosine + k * d, sine + k * d, scale, 1.0f, o + g * d, d);
         }
     }
 }
 
-void flat(const T *x, const int64_t *source, const float *cosine, const float *sine, float scale, T *out, int64_t b, int64_t t, int64_t heads, int64_t d) {
-    ROWS(b * heads, b * heads * t * d) {
+void flat(const T *x, const int64_t *source, const float *cosine, const float *sine, float scale, T *out, int64_t b, int64_t t, int64_t heads, int64_t groups, int64_t d) {
+    ROWS(b * heads, b * heads * t * groups * d) {
         int64_t row = i / heads, head = i % heads;
         for (int64_t k = 0; k < t; k++) {
             int64_t to = source ? source[row * t + k] : row * t + k;
-            const T *a = x + (i * t + k) * d;
-            T *o = out + (to * heads + head) * d;
+            const T *a = x + (i * t + k) * groups * d;
+            T *o = out + (to * heads + head) * groups * d;
             if (to < 0) continue;
-            if (cosine) turned(a, cosine + k * d, sine + k * d, scale, -1.0f, o, d);
-            else memcpy(o, a, d * sizeof(T));
+            if (!cosine) memcpy(o, a, groups * d * sizeof(T));
+            else
+                for (int64_t g = 0; g < groups; g++) turned(a + g * d, cosine + k * d, sine + k * d, scale, -1.0f, o + g * d, d);
         }
     }
 }
 
-/* -- causal softmax, in place: n rows of t scores, the k-th of every t looking at its first k + 1 -------------------------- */
+/* -- causal softmax, in place: n queries of `groups` rows of t scores; of every `queries` the last looks at all, each before it at one less */
 static inline int64_t vectors(int64_t end, int64_t t) { return (end + L - 1) / L * L < t ? (end + L - 1) / L * L : t; } /* whole ones, where the row is long enough */
 static inline V seen(const T *x, int64_t j, int64_t m, int64_t end) { return pick(lane + (int32_t)j < (int32_t)end, get(x + j, m), all(-INFINITY)); }
 
-void softmax(T *x, int64_t n, int64_t t) {
-    ROWS(n, n * t) {
-        T *o = x + i * t;
-        int64_t end = i % t + 1, wide = vectors(end, t);
+void softmax(T *x, int64_t n, int64_t groups, int64_t t, int64_t queries) {
+    ROWS(n, n * groups * t) {
+        int64_t end = t - queries + i % queries + 1, wide = vectors(end, t);
         float e[(t + L - 1) / L * L];
-        V top = all(-INFINITY), total = {0};
-        OVER(wide) { V v = seen(o, j, m, end); write(e + j, v, L); top = pick(v > top, v, top); }
-        float largest = most(top);
-        OVER(wide) { V v = power(read(e + j, L) - largest); write(e + j, v, L); total += v; }
-        float share = 1.0f / sum(total);
-        OVER(wide) put(o + j, read(e + j, L) * share, m);
-        memset(o + wide, 0, (t - wide) * sizeof(T));
+        for (T *o = x + i * groups * t, *after = o + groups * t; o < after; o += t) {
+            V top = all(-INFINITY), total = {0};
+            OVER(wide) { V v = seen(o, j, m, end); write(e + j, v, L); top = pick(v > top, v, top); }
+            float largest = most(top);
+            OVER(wide) { V v = power(read(e + j, L) - largest); write(e + j, v, L); total += v; }
+            float share = 1.0f / sum(total);
+            OVER(wide) put(o + j, read(e + j, L) * share, m);
+            memset(o + wide, 0, (t - wide) * sizeof(T));
+        }
     }
 }
 
-void softmax_backward(T *g, const T *p, int64_t n, int64_t t) {
-    ROWS(n, n * t) {
-        T *o = g + i * t;
-        const T *w = p + i * t;
-        int64_t end = vectors(i % t + 1, t); /* the weight of what is not seen is 0 */
-        V s = {0};
-        OVER(end) s += get(o + j, m) * get(w + j, m);
-        float own = sum(s);
-        OVER(end) put(o + j, (get(o + j, m) - own) * get(w + j, m), m);
-        memset(o + end, 0, (t - end) * sizeof(T));
+void softmax_backward(T *g, const T *p, int64_t n, int64_t groups, int64_t t, int64_t queries) {
+    ROWS(n, n * groups * t) {
+        int64_t end = vectors(t - queries + i % queries + 1, t); /* the weight of what is not seen is 0 */
+        for (int64_t row = i * groups; row < (i + 1) * groups; row++) {
+            T *o = g + row * t;
+            const T *w = p + row * t;
+            V s = {0};
+            OVER(end) s += get(o + j, m) * get(w + j, m);
+            float own = sum(s);
+            OVER(end) put(o + j, (get(o + j, m) - own) * get(w + j, m), m);
+            memset(o + end, 0, (t - end) * sizeof(T));
+        }
     }
 }
 
