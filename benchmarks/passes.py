@@ -31,7 +31,7 @@ def work(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     x, y, w, q, k = some(n, WIDTH, of=torch.float32), some(n, WIDTH), some(WIDTH, of=torch.float32), some(n, HEADS, D), some(n, KEYS, D)
     gates, ups, g = some(n, INNER), some(n, INNER), some(n, INNER)
     scores, back = some(ROWS * KEYS, HEADS // KEYS * T, T), some(ROWS * KEYS, HEADS // KEYS * T, T)
-    weights = fused.causal_softmax(scores.clone(), T)
+    weights = fused.causal_softmax(scores.clone(), HEADS // KEYS)
     _, r = fused.norm(x, w, 1e-6, dtype)
     laid, out = fused.lay(grid, q, KEYS, turn), torch.empty_like(q)
     return {
@@ -43,8 +43,8 @@ def work(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "queries laid out and turned": lambda: fused.lay(grid, q, KEYS, turn),
         "keys laid out and turned": lambda: fused.lay(grid, k, KEYS, turn),
         "queries' gradient brought back": lambda: fused.flat(grid, laid, out, turn),
-        "causal softmax": lambda: fused.causal_softmax(scores, T),
-        "causal softmax, backward": lambda: fused.causal_softmax_backward(back, weights),
+        "causal softmax": lambda: fused.causal_softmax(scores, HEADS // KEYS),
+        "causal softmax, backward": lambda: fused.causal_softmax_backward(back, weights, HEADS // KEYS),
     }
 
 

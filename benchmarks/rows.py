@@ -148,7 +148,7 @@ def _updates(row: str, method: str, work: str, lengths: Sequence[int], *, longes
             *(settings.peer(name, "peer_training", **peer, **more) for name, more in TRL.items()),
             *(Chair(dtype, "truing_training", {**shared, "batch": ours or batch, "options": settings.precise(dtype)}) for dtype in PRECISIONS),
         ]  # fmt: skip
-        played = settings.play(row, model, chairs, warmup=1)
+        played = settings.play(row, model, chairs, warmup=12)
         _same_precision(played)
         return compare(row, model, work, played, "tokens/s", Turn.rate, exact=len(set(lengths)) == 1)
 
@@ -164,6 +164,8 @@ def _same_precision(played: Played) -> None:
 MIXED = tokens.log_uniform(1024, 8, 127, seed=4)
 A_PACK = round(8 * 128 / (sum(MIXED) / len(MIXED)))  # sequences that fill eight rows of 128
 
+
+SMALL_PARTS = "float32, micro_tokens 768"
 
 # -- rollouts -----------------------------------------------------------------------------------------------------------------
 def ppo(settings: Settings, model: str) -> list[Result]:
@@ -184,6 +186,7 @@ def grpo(settings: Settings, model: str) -> list[Result]:
     chairs = [
         *(settings.peer(name, "peer_rollouts", **shared, **more) for name, more in TRL.items()),
         *(Chair(dtype, "truing_rollouts", {**shared, "reward": "benchmarks.tokens:sevens", "options": settings.precise(dtype)}) for dtype in PRECISIONS),
+        Chair(SMALL_PARTS, "truing_rollouts", {**shared, "reward": "benchmarks.tokens:sevens", "options": {**settings.precise("float32"), "micro_tokens": 768}}),
     ]
     played = settings.play("grpo", model, chairs)
     _same_precision(played)

@@ -16,7 +16,7 @@ from truing.config import PPO, Lora
 from truing.maths.likelihood import token_likelihood
 from truing.methods.memory_of_ppo import plan
 from truing.methods.roles_of_ppo import Roles, open_roles
-from truing.models import memory
+from truing.models import memory, precision
 from truing.models.pack import Pack
 
 MIB = 2**20
@@ -167,6 +167,6 @@ def test_kernels_of_shapes_long_gone_are_forgotten() -> None:
         return float(subprocess.run([sys.executable, "-c", SHAPES], capture_output=True, text=True, check=True, env={**plain, "OMP_NUM_THREADS": "1", **env}).stdout)
 
     bounded = growth()
-    assert bounded < 64
+    assert bounded < precision.KERNELS
     kept = growth(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024", LRU_CACHE_CAPACITY="1024")  # the default of oneDNN: it grows with every shape
     assert kept < 20 or kept > 2 * bounded  # small where the processor's kernels are not compiled

@@ -254,7 +254,7 @@ def plan(config: Any, load: Load, process: float, *, held: Weights | None = None
     w = held or weights(config)
     if getattr(config, "monitors", None) and "scipy.stats" not in sys.modules:
         process += SCIPY
-    everywhere = {"process and libraries": process, "compiled kernels": float(KERNELS * MIB), **w.items}
+    everywhere = {"process and libraries": process, "compiled kernels": KERNELS * MIB / 2, **w.items}
     phases: dict[str, dict[str, float]] = {} if so_far else {"load": {"process and libraries": process, "model as it is read": w.opening}}
     if isinstance(config, Evaluate):
         phases["generate"] = everywhere | generation(w.policy, load)

@@ -81,13 +81,14 @@ def _short(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]
 def _short_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, *kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """With ``P = softmax(S)``, ``S = q k^T`` and ``out = P v``: dP = g v^T."""
     given, queries, keys, values = (x.flatten(1, 2) for x in (g, q, k, v))
-    g_q, g_k, g_v = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
-    for own, seen in _blocks(q):
+    g_q, g_k, g_v = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
+    for i, (own, seen) in enumerate(_blocks(q)):
+        add = min(i, 1)  # the first block meets every key, and so fills their gradients; the others add to them
         weights = kept[0] if kept else _weights(queries[:, own], keys[:, seen], q.shape[2])
         g_scores = fused.causal_softmax_backward(torch.bmm(given[:, own], values[:, seen].mT), weights, q.shape[2])
         torch.bmm(g_scores, keys[:, seen], out=g_q[:, own])
-        g_k[:, seen].baddbmm_(g_scores.mT, queries[:, own])
-        g_v[:, seen].baddbmm_(weights.mT, given[:, own])
+        g_k[:, seen].baddbmm_(g_scores.mT, queries[:, own], beta=add)
+        g_v[:, seen].baddbmm_(weights.mT, given[:, own], beta=add)
     return g_q.view_as(q), g_k.view_as(k), g_v.view_as(v)
 
 
@@ -96,10 +97,10 @@ def _weights(queries: Tensor, keys: Tensor, groups: int) -> Tensor:
 
 
 def _blocks(q: Tensor) -> Iterator[tuple[slice, slice]]:
-    """As few as hold at most BLOCK tokens each: the rows of a block's queries, which stand in order of time, and the keys before its end."""
+    """As few as hold at most BLOCK tokens each, the latest first: the rows of a block's queries, which stand in order of time, and the keys before its end."""
     _, t, groups, _ = q.shape
     count = -(-t // BLOCK)
-    for begin, end in pairwise(t * i // count for i in range(count + 1)):
+    for end, begin in pairwise(t * i // count for i in range(count, -1, -1)):
         yield slice(begin * groups, end * groups), slice(end)
 
 
