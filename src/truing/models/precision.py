@@ -14,7 +14,7 @@ import torch
 
 from truing import allocator
 
-KERNELS = 96  # compiled kernels kept, of about half a MiB each: a layer's forward and backward need about 40, attention in blocks and parts of another size some more
+KERNELS = 80  # compiled kernels kept, of about half a MiB each: a layer's forward and backward need about 40, attention in blocks and parts of another size some more
 
 
 @functools.cache
