@@ -97,11 +97,11 @@ class _Head(torch.autograd.Function):
         for rows in _chunks(rows=n, at_once=chunk):
             logits = _logits(hidden[rows], weight, bias, temperature)
             log_probs = logits.log_softmax(1) if d_entropy is not None else None
-            logp[rows], entropy[rows], shares, total = _read(logits, targets[rows])
+            logp[rows], entropy[rows], probs = _read(logits, targets[rows])
             if d_logp is not None:
-                d_logp[rows] = (weight[targets[rows]] - shares @ weight / total) / temperature
+                d_logp[rows] = (weight[targets[rows]] - probs @ weight) / temperature
             if d_entropy is not None and log_probs is not None:  # dH/dlogit_v = -p_v (log p_v + H)
-                d_entropy[rows] = -(log_probs.add_(entropy[rows, None]).mul_(shares) @ weight) / total / temperature
+                d_entropy[rows] = -(log_probs.add_(entropy[rows, None]).mul_(probs) @ weight) / temperature
         ctx.save_for_backward(hidden, weight, bias, targets, d_logp, d_entropy)
         ctx.settings = (temperature, chunk)
         ctx.set_materialize_grads(False)  # what is not in the loss arrives as None and costs nothing
@@ -122,8 +122,8 @@ class _Head(torch.autograd.Function):
             for rows in _chunks(rows=len(hidden), at_once=chunk):
                 logits = _logits(hidden[rows], weight, bias, temperature)
                 log_probs = logits.log_softmax(1) if g_entropy is not None else None
-                _, entropy, shares, total = _read(logits, targets[rows])
-                g = _logit_gradient(shares, total, log_probs, entropy, targets[rows], _of(g_logp, rows), _of(g_entropy, rows)).div_(temperature)
+                _, entropy, probs = _read(logits, targets[rows])
+                g = _logit_gradient(probs, log_probs, entropy, targets[rows], _of(g_logp, rows), _of(g_entropy, rows)).div_(temperature)
                 torch.addmm(g_weight, g.t(), hidden[rows], out=g_weight)
                 if g_bias is not None:
                     g_bias += g.sum(0)
@@ -156,32 +156,32 @@ class _Logits(torch.autograd.Function):
             log_probs = _finite((logits[rows].to(dtype) / temperature).log_softmax(1))
             probs = log_probs.exp()
             entropy = -(probs * log_probs).sum(1)
-            own = _logit_gradient(probs, probs.new_ones(len(probs), 1), log_probs, entropy, targets[rows], _of(g_logp, rows), _of(g_entropy, rows))
+            own = _logit_gradient(probs, log_probs, entropy, targets[rows], _of(g_logp, rows), _of(g_entropy, rows))
             gradient[rows] = (own / temperature).to(logits.dtype)
         return gradient, None, None, None, None
 
 
 def _logit_gradient(
-    shares: Tensor, total: Tensor, log_probs: Tensor | None, entropy: Tensor, targets: Tensor, g_logp: Tensor | None, g_entropy: Tensor | None
+    probs: Tensor, log_probs: Tensor | None, entropy: Tensor, targets: Tensor, g_logp: Tensor | None, g_entropy: Tensor | None
 ) -> Tensor:
-    """dlogp/dlogit_v = [v = target] - p_v and dH/dlogit_v = -p_v (log p_v + H), weighted and summed: ``[n, V]``, in place of the shares."""
-    pull = torch.zeros_like(total) if g_logp is None else -g_logp[:, None]
+    """dlogp/dlogit_v = [v = target] - p_v and dH/dlogit_v = -p_v (log p_v + H), weighted and summed: ``[n, V]``, in place of the probabilities."""
+    pull: Tensor | float = 0.0 if g_logp is None else -g_logp[:, None]
     if g_entropy is not None and log_probs is not None:
         pull = pull - g_entropy[:, None] * (log_probs + entropy[:, None])
-    gradient = shares.mul_(pull / total)
+    gradient = probs.mul_(pull)
     return gradient if g_logp is None else gradient.scatter_add_(1, targets[:, None], g_logp[:, None])
 
 
-def _read(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``logp`` and ``entropy`` ``[n]``, and the probabilities but for their sum ``[n, 1]``: in place of the logits where one compiled pass does it all."""
+def _read(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``logp`` and ``entropy`` ``[n]``, and the probabilities: in place of the logits, where one compiled pass does it all."""
     c = passes(logits, logits.dtype) if logits.dtype == torch.float32 else None
     if c is None:
         log_probs = logits.log_softmax(1)
         probs = log_probs.exp()
-        return _at(log_probs, targets), -log_probs.mul_(probs).sum(1), probs, probs.new_ones(len(probs), 1)
-    targets, (logp, entropy, total) = targets.contiguous(), logits.new_empty(3, len(logits))
-    c.likelihood(*(x.data_ptr() for x in (logits, targets, logp, entropy, total)), *logits.shape)
-    return logp, entropy, logits, total[:, None]
+        return _at(log_probs, targets), -log_probs.mul_(probs).sum(1), probs
+    targets, (logp, entropy) = targets.contiguous(), logits.new_empty(2, len(logits))
+    c.likelihood(*(x.data_ptr() for x in (logits, targets, logp, entropy)), *logits.shape)
+    return logp, entropy, logits
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:

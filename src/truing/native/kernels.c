@@ -260,8 +260,8 @@ void softmax_backward(T *g, const T *p, int64_t n, int64_t groups, int64_t t, in
     }
 }
 
-/* -- n rows of v logits: log-probability of the row's target, entropy, and in place of the logits e^(logit - largest), whose sum is total -- */
-void likelihood(float *x, const int64_t *targets, float *logp, float *entropy, float *total, int64_t n, int64_t v) {
+/* -- n rows of v logits: log-probability of the row's target, entropy, and in place of the logits their softmax -- */
+void likelihood(float *x, const int64_t *targets, float *logp, float *entropy, int64_t n, int64_t v) {
     ROWS(n, n * v) {
         float *o = x + i * v, target = o[targets[i]];
         V top = all(-INFINITY), whole = {0}, mean = {0};
@@ -275,7 +275,7 @@ void likelihood(float *x, const int64_t *targets, float *logp, float *entropy, f
             mean += e * pick(l > -88.0f, l, (V){0});
         }
         float s = sum(whole), bad = sum(pick(odd, all(NAN), (V){0})) + (largest - largest); /* NaN, or infinite as the largest */
-        total[i] = s + bad;
+        OVER(v) write(o + j, read(o + j, m) / s + bad, m);
         logp[i] = target - largest - logf(s) + bad;
         entropy[i] = logf(s) - sum(mean) / s + bad;
     }
