@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from truing.models import fused
+from truing.models import attention, fused
 from truing.models.pack import Pack
 from truing.models.precision import fast_float32
 
@@ -26,25 +26,21 @@ def work(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     made = torch.Generator().manual_seed(0)
     some = lambda *shape, of=dtype: torch.randn(*shape, generator=made).to(of)  # noqa: E731
     n = ROWS * T
-    (grid,) = Pack([[1] * T] * ROWS).grids()
+    pack = Pack([[1] * T] * ROWS)
     turn = fused.Turn(some(T, D, of=torch.float32), some(T, D, of=torch.float32))
-    x, y, w, q, k = some(n, WIDTH, of=torch.float32), some(n, WIDTH), some(WIDTH, of=torch.float32), some(n, HEADS, D), some(n, KEYS, D)
+    x, y, w, q, k, v = some(n, WIDTH, of=torch.float32), some(n, WIDTH), some(WIDTH, of=torch.float32), some(n, HEADS, D), some(n, KEYS, D), some(n, KEYS, D)
     gates, ups, g = some(n, INNER), some(n, INNER), some(n, INNER)
-    scores, back = some(ROWS * KEYS, HEADS // KEYS * T, T), some(ROWS * KEYS, HEADS // KEYS * T, T)
-    weights = fused.causal_softmax(scores.clone(), HEADS // KEYS)
+    qkv = q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
+    back = torch.ones_like(q)
     _, r = fused.norm(x, w, 1e-6, dtype)
-    laid, out = fused.lay(grid, q, KEYS, turn), torch.empty_like(q)
     return {
         "norm": lambda: fused.norm(x, w, 1e-6, dtype),
         "add and norm": lambda: fused.add_norm(x, y, w, 1e-6),
         "norm, backward": lambda: fused.norm_backward(y, x, w, r, x),
         "gate": lambda: fused.gate(gates, ups),
         "gate, backward": lambda: fused.gate_backward(g, gates, ups),
-        "queries laid out and turned": lambda: fused.lay(grid, q, KEYS, turn),
-        "keys laid out and turned": lambda: fused.lay(grid, k, KEYS, turn),
-        "queries' gradient brought back": lambda: fused.flat(grid, laid, out, turn),
-        "causal softmax": lambda: fused.causal_softmax(scores, HEADS // KEYS),
-        "causal softmax, backward": lambda: fused.causal_softmax_backward(back, weights, HEADS // KEYS),
+        "attention": lambda: attention.attend(*qkv, pack, turn, D**-0.5),
+        "attention, forward and backward": lambda: torch.autograd.grad(attention.attend(*qkv, pack, turn, D**-0.5), qkv, back),
     }
 
 
@@ -67,7 +63,7 @@ def main() -> None:
             taken: dict[str, list[float]] = {"compiled": [], "pytorch": []}
             for _ in range(ROUNDS):
                 for form, chosen in (("compiled", compiled), ("pytorch", lambda x, dtype: None)):
-                    fused.passes = chosen
+                    fused.passes = attention.passes = chosen
                     taken[form].append(microseconds(call))
             medians = {form: round(statistics.median(times)) for form, times in taken.items()}
             found.setdefault(name, {})[str(dtype).removeprefix("torch.")] = {**medians, "times as fast": round(medians["pytorch"] / medians["compiled"], 1)}

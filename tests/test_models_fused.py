@@ -15,8 +15,7 @@ from torch import Tensor
 
 from truing import native
 from truing.maths import likelihood
-from truing.models import fused
-from truing.models.pack import Pack
+from truing.models import attention, fused
 
 WIDTHS = (1, 15, 16, 17, 40, 688)  # below, at and beyond the sixteen lanes, whole and with a rest
 CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 1e-2, "rtol": 1.6e-2}}  # bfloat16 rounds by 2^-9; the PyTorch form up to three times
@@ -25,7 +24,7 @@ CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 1
 @pytest.fixture(params=["compiled", "pytorch"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "pytorch":
-        for caller in (fused, likelihood):
+        for caller in (fused, attention, likelihood):
             monkeypatch.setattr(caller, "passes", lambda x, dtype: None)
     elif native.library(torch.float32) is None:
         pytest.skip("no C compiler on this machine, so the passes run in PyTorch only")
@@ -80,57 +79,9 @@ def test_the_gate_is_right_at_both_ends(form: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize("groups", [1, 2, 3])
-@pytest.mark.parametrize(("queries", "t"), [(1, 1), (5, 5), (16, 16), (33, 33), (96, 96), (1, 17), (5, 16), (16, 47), (33, 64), (43, 129)])  # squares, and last rows of them
-def test_causal_softmax_looks_at_nothing_behind(form: str, queries: int, t: int, groups: int, dtype: torch.dtype) -> None:
-    scores, g = 5 * numbers(3, queries * groups, t, dtype=dtype), numbers(3, queries * groups, t, seed=1, dtype=dtype)
-    place = torch.arange(t - queries, t).repeat_interleave(groups)
-    seen = torch.arange(t) <= place[:, None]
-    s64 = scores.double().requires_grad_()
-    wanted = s64.masked_fill(~seen, float("-inf")).softmax(-1)
-    weights = fused.causal_softmax(scores.clone(), groups)
-    close(weights, wanted, dtype)
-    assert weights[:, ~seen].eq(0).all()
-    (expected,) = torch.autograd.grad(wanted, s64, g.double())
-    found = fused.causal_softmax_backward(g.clone(), weights, groups)
-    close(found, expected, dtype)
-    assert found[:, ~seen].eq(0).all()
-
-
-@pytest.mark.parametrize("dtype", CLOSE)
-def test_large_scores_do_not_overflow_and_a_nan_stays(form: str, dtype: torch.dtype) -> None:
-    scores = torch.tensor([[1e4, 0.0], [1e4, 1e4]], dtype=dtype)[None]
-    close(fused.causal_softmax(scores, 1), torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]), dtype)
-    bad = torch.tensor([[0.0, 0.0], [float("nan"), 0.0]], dtype=dtype)[None]
-    assert fused.causal_softmax(bad, 1)[0, 1].isnan().all()
+def test_a_nan_stays(form: str, dtype: torch.dtype) -> None:
     nan = torch.full((1, 16), float("nan"))
     assert fused.norm(nan, torch.ones(16), 1e-6, dtype)[0].isnan().all() and fused.gate(nan.to(dtype), nan.to(dtype)).isnan().all()
-
-
-@pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize("lengths", [[4, 4], [9, 5, 2]])
-@pytest.mark.parametrize("d", [2, 32, 40])
-def test_heads_are_laid_out_turned_and_brought_back(form: str, d: int, lengths: list[int], dtype: torch.dtype) -> None:
-    pack = Pack([[1] * n for n in lengths])
-    angle = torch.arange(max(lengths))[:, None] * torch.linspace(1, 0.1, d // 2)
-    turn = fused.Turn(angle.cos().repeat(1, 2), torch.cat((-angle.sin(), angle.sin()), -1))
-    wide = numbers(pack.tokens, 6, d, dtype=dtype)
-    x, heads = wide[:, :4], 2  # a slice of a wider matrix, as queries are of queries and keys
-    (grid,) = pack.grids()
-    laid, turned = fused.lay(grid, x, heads), fused.lay(grid, x, heads, turn, 0.5)
-    assert laid.shape == turned.shape == (len(lengths) * heads, max(lengths), 2, d)
-    for row, (start, n) in enumerate(zip(pack.starts, lengths, strict=True)):
-        for head in range(4):
-            own, at = x[start : start + n, head].double(), row * heads + head // 2
-            a, b = own[:, : d // 2], own[:, d // 2 :]
-            c, s = angle[:n].double().cos(), angle[:n].double().sin()
-            close(laid[at, :n, head % 2], own, dtype)
-            close(turned[at, :n, head % 2], torch.cat((a * c - b * s, b * c + a * s), -1) / 2, dtype)
-        past = slice(row * heads, (row + 1) * heads), slice(n, None)
-        assert laid[past].eq(0).all() and turned[past].eq(0).all()
-    back = torch.full((pack.tokens, 4, d), 7.0, dtype=dtype)
-    fused.flat(grid, turned, back, turn, 2.0)
-    close(back, x, dtype)
 
 
 @pytest.mark.parametrize("dtype", CLOSE)

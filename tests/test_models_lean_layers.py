@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from test_models_backbone import FAMILIES, SEQUENCES, gpt2, moved, small
 from truing.config import Lora
-from truing.models import attention, fused, llama, memory
+from truing.models import attention, attention_plain, fused, llama, memory
 from truing.models.backbone import Backbone
 from truing.models.pack import Pack
 
@@ -182,9 +182,11 @@ def test_attention_is_the_plain_formula_at_every_length_and_its_gradient_that_of
     wanted = plain()
     g = pull(wanted.shape)
     grads = torch.autograd.grad(wanted, (q, k, v), g)
-    for short, block in ((128, 128), (128, 4), (128, 2), (2, 2)):  # batched products in one block, in blocks but for the short ones, flash attention but for the last
-        monkeypatch.setattr(attention, "SHORT", short)
-        monkeypatch.setattr(attention, "BLOCK", block)
+    for short, block in ((None, None), (128, 128), (128, 4), (128, 2), (2, 2)):  # compiled; batched products in one block, in blocks but for the short ones, flash attention but for the last
+        if short is not None:
+            monkeypatch.setattr(attention, "passes", lambda x, dtype: None)
+            monkeypatch.setattr(attention_plain, "SHORT", short)
+            monkeypatch.setattr(attention_plain, "BLOCK", block)
         found = attention.attend(q, k, v, pack, turn, 0.4)
         torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
         for a, b in zip(torch.autograd.grad(found, (q, k, v), g), grads, strict=True):
@@ -198,7 +200,7 @@ def test_grids_hold_every_token_once() -> None:
         tokens = torch.cat([torch.arange(pack.tokens) if g.tokens is None else g.tokens for g in grids])
         assert sorted(tokens.tolist()) == list(range(pack.tokens))
         for g in grids:
-            if g.source is not None:
-                assert torch.equal(g.source[g.cells], g.tokens) and g.source.numel() == g.rows * g.longest and (g.source < 0).sum() == g.source.numel() - len(g.tokens)
-                ids = pack.ids_N[g.source].view(g.rows, g.longest)
-                assert ids[:, 0].tolist() == [1] * g.rows  # every row begins with the beginning of a sequence
+            if g.cells is not None:
+                assert len(g.cells) == len(g.tokens) and g.cells.unique().numel() == len(g.cells) and g.cells.max() < g.rows * g.longest
+                firsts = torch.isin(g.cells, torch.arange(0, g.rows * g.longest, g.longest))
+                assert pack.ids_N[g.tokens[firsts]].tolist() == [1] * g.rows  # every row begins with the beginning of a sequence

@@ -20,7 +20,7 @@ from truing import allocator
 from truing.config import GRPO, PPO, SFT, Evaluate, Reward, Stage
 from truing.maths.likelihood import CHUNK
 from truing.models.anatomy import Anatomy, Graph, anatomy, both_of, likelihood_of, values_of
-from truing.models.attention import BLOCK, SHORT
+from truing.models.attention_plain import BLOCK, SHORT
 from truing.models.load import locate
 from truing.models.precision import KERNELS
 from truing.models.roles import Origin, origin, wants_bfloat16
@@ -312,8 +312,8 @@ def update(config: Any, w: Weights, load: Load) -> dict[str, float]:
 
 
 def transient(model: Anatomy, tokens: float, length: float) -> float:
-    """Within one layer, without gradient: the feed-forward's three wide states, six narrow ones, attention's scores of a block."""
-    scores = 3 * model.heads * min(length, BLOCK) if length <= SHORT else 0.0
+    """Within one layer, without gradient: the feed-forward's three wide states, six narrow ones, and in PyTorch attention's scores of a block."""
+    scores = 3 * model.heads * min(length, BLOCK) if length <= SHORT and library(torch.float32) is None else 0.0
     return tokens * model.itemsize * (3 * model.wide + 6 * model.width + scores)
 
 

@@ -1,120 +1,57 @@
-"""Causal attention over packed sequences, by whichever of two forms is faster at their length on a CPU.
+"""Causal attention over packed sequences: each token looks at itself and at what stands before it in its sequence.
 
-Flash attention wins where a query's scores are many; on shorter sequences batched products are several times as fast. There, blocks of queries meet
-only the keys before their end, which leaves out most of what causality forbids. A sequence that is a single block keeps its weights for backward, as they
-are small beside the rest of a layer; longer ones make them again. Sequences of like length go together, so that little is padded. `attend` turns queries
-and keys by their positions on the way; its backward is written out.
+Where passes are compiled, one does it all, on the tokens as they lie: nothing is padded, and nothing but its inputs is kept for backward, where scores are
+made again sixteen queries at a time. Elsewhere `attention_plain` does the same in PyTorch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from truing.models import fused
+from truing.models.attention_plain import Plain, empty
 from truing.models.fused import Turn
-from truing.models.pack import Grid, Pack
-
-SHORT = 512  # up to this length, batched products
-BLOCK = 128  # queries that meet the same keys; up to this length a sequence's weights are kept for backward, T numbers a token and head
+from truing.models.pack import Pack
+from truing.native import passes
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pack: Pack, turn: Turn, scale: float) -> Tensor:
-    """Queries ``[N, H, d]`` over keys and values ``[N, K, d]`` of the same sequence, at and before each token; the result is ``[N, H, d]``.
+    """Queries ``[N, H, d]``, which are turned by their positions on the way, over keys and values ``[N, K, d]``; the result is ``[N, H, d]``.
 
-    Rows past the pack's tokens, which only fill up, give zeros.
+    Rows past the pack's tokens, which only fill up, give zeros. Source of one key head for several queries: Ainslie et al. 2023 (arXiv 2305.13245).
     """
-    return _Attend.apply(q, k, v, pack.grids(), pack.tokens, turn, scale)
+    if passes(q, q.dtype) is None:
+        return Plain.apply(q, k, v, pack.grids(), pack.tokens, turn, scale)
+    return _Compiled.apply(q, k.to(q.dtype), v.to(q.dtype), pack.bounds, pack.shape[1], turn, scale)
 
 
-class _Attend(torch.autograd.Function):
+class _Compiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, grids: list[Grid], tokens: int, turn: Turn, scale: float) -> Tensor:
-        heads, shapes, out = k.shape[1], (q.shape, k.shape, k.shape), _empty(q, q.shape, tokens)
-        q, k, v = q[:tokens], k[:tokens], v[:tokens]
-        kept: list[tuple[Tensor, ...]] = []
-        for grid in grids:
-            turned = fused.lay(grid, q, heads, turn, scale), fused.lay(grid, k.to(q.dtype), heads, turn), fused.lay(grid, v.to(q.dtype), heads)
-            made, extra = (_short if grid.longest <= SHORT else _flash)(*turned)
-            fused.flat(grid, made, out[:tokens])
-            kept.append((*turned, *extra))
-        ctx.save_for_backward(*(x for own in kept for x in own))
-        ctx.settings = (grids, [len(own) for own in kept], tokens, turn, scale, shapes)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, turn: Turn, scale: float) -> Tensor:
+        q, k, v = (x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (q, k, v))
+        out = empty(q, q.shape, int(bounds[-1]))
+        passes(q, q.dtype).attention(*_read(q, k, v, bounds, turn, scale), out.data_ptr(), *_sizes(q, k, bounds, longest))
+        ctx.save_for_backward(q, k, v)
+        ctx.settings = (bounds, longest, turn, scale)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        grids, counts, tokens, turn, scale, shapes = ctx.settings
-        found = [_empty(g, shape, tokens) for shape in shapes]
-        kept = iter(ctx.saved_tensors)
-        for grid, count in zip(grids, counts, strict=True):
-            own = islice(kept, count)
-            g_q, g_k, g_v = (_short_backward if grid.longest <= SHORT else _flash_backward)(fused.lay(grid, g[:tokens], shapes[1][1]), *own)
-            fused.flat(grid, g_q, found[0][:tokens], turn, scale)
-            fused.flat(grid, g_k, found[1][:tokens], turn)
-            fused.flat(grid, g_v, found[2][:tokens])
+        q, k, v = ctx.saved_tensors
+        bounds, longest, turn, scale = ctx.settings
+        found, g = [empty(g, x.shape, int(bounds[-1])) for x in (q, k, v)], g.contiguous()
+        passes(q, q.dtype).attention_backward(
+            g.data_ptr(), *_read(q, k, v, bounds, turn, scale), *(x.data_ptr() for x in found), *_sizes(q, k, bounds, longest)
+        )  # fmt: skip
         return *found, None, None, None, None
 
 
-def _empty(like: Tensor, shape: torch.Size, tokens: int) -> Tensor:
-    """Room for what attention gives; rows past the last token only fill up."""
-    made = like.new_empty(shape)
-    made[tokens:] = 0
-    return made
+def _read(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, turn: Turn, scale: float) -> tuple[Any, ...]:
+    return *(of for x in (q, k, v) for of in (x.data_ptr(), x.stride(0))), bounds.data_ptr(), turn.cos.data_ptr(), turn.sin.data_ptr(), scale
 
 
-# -- two forms; queries [B K, T, G, d], keys and values [B K, T, 1, d] -------------------------------------------------------
-def _short(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    queries, keys, values = (x.flatten(1, 2) for x in (q, k, v))
-    mixed, weights = torch.empty_like(queries), queries
-    for own, seen in _blocks(q):
-        weights = _weights(queries[:, own], keys[:, seen], q.shape[2])
-        torch.bmm(weights, values[:, seen], out=mixed[:, own])
-    return mixed.view_as(q), (weights,) if q.shape[1] <= BLOCK else ()
-
-
-def _short_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, *kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """With ``P = softmax(S)``, ``S = q k^T`` and ``out = P v``: dP = g v^T."""
-    given, queries, keys, values = (x.flatten(1, 2) for x in (g, q, k, v))
-    g_q, g_k, g_v = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
-    for i, (own, seen) in enumerate(_blocks(q)):
-        add = min(i, 1)  # the first block meets every key, and so fills their gradients; the others add to them
-        weights = kept[0] if kept else _weights(queries[:, own], keys[:, seen], q.shape[2])
-        g_scores = fused.causal_softmax_backward(torch.bmm(given[:, own], values[:, seen].mT), weights, q.shape[2])
-        torch.bmm(g_scores, keys[:, seen], out=g_q[:, own])
-        g_k[:, seen].baddbmm_(g_scores.mT, queries[:, own], beta=add)
-        g_v[:, seen].baddbmm_(weights.mT, given[:, own], beta=add)
-    return g_q.view_as(q), g_k.view_as(k), g_v.view_as(v)
-
-
-def _weights(queries: Tensor, keys: Tensor, groups: int) -> Tensor:
-    return fused.causal_softmax(torch.bmm(queries, keys.mT), groups)
-
-
-def _blocks(q: Tensor) -> Iterator[tuple[slice, slice]]:
-    """As few as hold at most BLOCK tokens each, the latest first: the rows of a block's queries, which stand in order of time, and the keys before its end."""
-    _, t, groups, _ = q.shape
-    count = -(-t // BLOCK)
-    for end, begin in pairwise(t * i // count for i in range(count, -1, -1)):
-        yield slice(begin * groups, end * groups), slice(end)
-
-
-def _flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*_every(q, k, v), 0.0, True, scale=1.0)
-    return out.transpose(1, 2), (out, log_sum)
-
-
-def _flash_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    made = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(g.transpose(1, 2), *_every(q, k, v), out, log_sum, 0.0, True, scale=1.0)
-    g_q, g_k, g_v = (x.transpose(1, 2) for x in made)
-    return g_q, g_k.sum(2, keepdim=True), g_v.sum(2, keepdim=True)
-
-
-def _every(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-    """As ``[B K, G, T, d]``; keys and values once for every query head."""
-    return [x.expand(q.shape).transpose(1, 2) for x in (q, k, v)]
+def _sizes(q: Tensor, k: Tensor, bounds: Tensor, longest: int) -> tuple[int, ...]:
+    return len(bounds) - 1, longest, k.shape[1], q.shape[1] // k.shape[1], q.shape[2]

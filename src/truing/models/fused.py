@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from truing.models.pack import Grid
 from truing.native import passes
 
 
@@ -129,59 +128,6 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.mul(x, cos).addcmul_(torch.cat((b, a), -1), sin)
 
 
-def lay(grid: Grid, x: Tensor, heads: int, turn: Turn | None = None, scale: float = 1.0) -> Tensor:
-    """``[N, H, d]`` to ``[B K, T, G, d]`` (``heads`` = K), turned by the positions and scaled; zeros past a sequence's end."""
-    b, t, (every, d) = grid.rows, grid.longest, x.shape[1:]
-    c = passes(x, x.dtype)
-    if c is None:
-        if grid.cells is not None and grid.tokens is not None:
-            x = x.new_zeros(b * t, every, d).index_copy_(0, grid.cells, x.index_select(0, grid.tokens))
-        parted = x.view(b, t, heads, -1, d).transpose(1, 2).flatten(0, 1).contiguous()
-        return parted if turn is None else turn(parted.float(), scale=scale).to(x.dtype)
-    if x.stride()[1:] != (d, 1):
-        x = x.contiguous()
-    out = x.new_empty(b * heads, t, every // heads, d)
-    cos, sin = (None, None) if turn is None else (turn.cos.data_ptr(), turn.sin.data_ptr())
-    c.lay(x.data_ptr(), x.stride(0), _source(grid), cos, sin, scale, out.data_ptr(), b, t, heads, every // heads, d)
-    return out
-
-
-def flat(grid: Grid, x: Tensor, out: Tensor, turn: Turn | None = None, scale: float = 1.0) -> None:
-    """Write ``[B K, T, G, d]`` to its tokens' rows of ``out`` ``[N, H, d]``, turned back and scaled."""
-    c, heads = passes(x, x.dtype), len(x) // grid.rows
-    if c is not None:
-        x = x.contiguous()
-        cos, sin = (None, None) if turn is None else (turn.cos.data_ptr(), turn.sin.data_ptr())
-        c.flat(x.data_ptr(), _source(grid), cos, sin, scale, out.data_ptr(), grid.rows, grid.longest, heads, *x.shape[2:])
-        return
-    parted = (x if turn is None else turn(x.float(), scale=scale, back=True)).unflatten(0, (-1, heads)).transpose(1, 2)
-    if grid.cells is None or grid.tokens is None:
-        out.view(parted.shape).copy_(parted)
-    else:
-        out.index_copy_(0, grid.tokens, parted.reshape(-1, *out.shape[1:]).index_select(0, grid.cells).to(out.dtype))
-
-
-def causal_softmax(scores: Tensor, groups: int) -> Tensor:
-    """Of ``[..., Q G, T]`` in place: of Q queries the last looks at all T keys, each before it at one less. Summed in float32."""
-    c, t = passes(scores, scores.dtype), scores.shape[-1]
-    queries = scores.shape[-2] // groups
-    if c is None:
-        future = torch.full((queries, t), float("-inf"), dtype=scores.dtype, device=scores.device).triu_(t - queries + 1)
-        scores.unflatten(-2, (queries, groups)).add_(future[:, None])
-        return torch.softmax(scores, -1, out=scores)
-    c.softmax(scores.data_ptr(), scores.numel() // (groups * t), groups, t, queries)
-    return scores
-
-
-def causal_softmax_backward(g: Tensor, weights: Tensor, groups: int) -> Tensor:
-    """``P (g - sum(g P))``, over ``g``."""
-    c, t = passes(g, g.dtype), g.shape[-1]
-    if c is None:
-        return torch._softmax_backward_data(g, weights, -1, weights.dtype)
-    c.softmax_backward(g.data_ptr(), weights.data_ptr(), g.numel() // (groups * t), groups, t, g.shape[-2] // groups)
-    return g
-
-
 class LookBack:
     """Attention of one new token a row over what a cache holds.
 
@@ -217,7 +163,3 @@ class LookBack:
         scores = torch.bmm(q.reshape(rows * heads, -1, d), keys.flatten(0, 1))
         weights = scores.view(rows, q.shape[1], -1).add_(self.unseen).softmax(-1).view_as(scores)
         return torch.bmm(weights, values.flatten(0, 1)).view(rows, -1)
-
-
-def _source(grid: Grid) -> int | None:
-    return None if grid.source is None else grid.source.data_ptr()

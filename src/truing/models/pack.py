@@ -19,14 +19,13 @@ FEW = 256  # tokens that are not worth a grid of their own
 
 
 class Grid(NamedTuple):
-    """Some sequences of a pack, right-padded to the longest of them. The three indices are None when nothing is padded: the grid is then the whole pack.
+    """Some sequences of a pack, right-padded to the longest of them: ``cells`` are those that are real, ``tokens`` what stands in them.
 
-    ``source`` is the packed token of every cell, -1 past a sequence's end; ``cells`` are the cells that are real and ``tokens`` what stands in them.
+    Both are None when nothing is padded: the grid is then the whole pack.
     """
 
     rows: int
     longest: int
-    source: Tensor | None
     cells: Tensor | None
     tokens: Tensor | None
 
@@ -45,7 +44,8 @@ class Pack:
     def _lay_out(self) -> None:
         self._grids: list[Grid] | None = None
         lengths = torch.tensor(self.lengths)
-        self.starts = (lengths.cumsum(0) - lengths).tolist()
+        self.bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        self.starts = self.bounds[:-1].tolist()
         longest = max(self.lengths)
         time = torch.arange(longest)
         real = time < lengths[:, None]
@@ -53,7 +53,7 @@ class Pack:
         self.is_rectangle = bool(real.all())
         self.positions_N = time.expand(self.shape)[real]
         self._real_flat = real.flatten().nonzero().squeeze(-1)
-        self._grid_rows = torch.where(real, torch.tensor(self.starts)[:, None] + time, 0).flatten()
+        self._grid_rows = torch.where(real, self.bounds[:-1, None] + time, 0).flatten()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -75,7 +75,7 @@ class Pack:
     def grids(self) -> list[Grid]:
         """All sequences, those of like length together, so that attention pads little."""
         if self._grids is None:
-            self._grids = [Grid(*self.shape, None, None, None)] if self.is_rectangle else [self._grid_of(rows) for rows in self._alike()]
+            self._grids = [Grid(*self.shape, None, None)] if self.is_rectangle else [self._grid_of(rows) for rows in self._alike()]
         return self._grids
 
     def _alike(self) -> list[list[int]]:
@@ -94,7 +94,7 @@ class Pack:
         lengths, starts = (torch.tensor([of[r] for r in rows]) for of in (self.lengths, self.starts))
         time = torch.arange(int(lengths.max()))
         real, place = time < lengths[:, None], starts[:, None] + time
-        return Grid(len(rows), len(time), torch.where(real, place, -1).flatten(), real.flatten().nonzero().squeeze(-1), place[real])
+        return Grid(len(rows), len(time), real.flatten().nonzero().squeeze(-1), place[real])
 
     def spans(self, first: Sequence[int], last: Sequence[int]) -> Tensor:
         """Packed indices of positions ``first[b] .. last[b] - 1`` of every sequence, in order."""

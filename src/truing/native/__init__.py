@@ -1,4 +1,4 @@
-"""The passes of `kernels.c`, compiled once by the system's C compiler and kept in the user's cache.
+"""The passes of `kernels.c` and `attention.c`, compiled once by the system's C compiler and kept in the user's cache.
 
 PyTorch makes a pass over memory for every elementwise step. A step's passes in one are several times as fast, so where a compiler is found
 (Linux) they are used; elsewhere their callers do the same in PyTorch. ``TRUING_KERNELS=torch`` asks for that.
@@ -24,7 +24,8 @@ import torch
 from truing.assets import cache_dir
 from truing.errors import ConfigError
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c"))
+SHARED = Path(__file__).with_name("vectors.h")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 MODES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 SETTING = "TRUING_KERNELS"
@@ -62,7 +63,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 def _built(dtype: torch.dtype) -> Path:
     """The library of this source for this processor, made if it is not there yet."""
-    words = (SOURCE.read_text(), *FLAGS, *MODES[dtype], platform.machine(), _processor())
+    words = (*(path.read_text() for path in (SHARED, *SOURCES)), *FLAGS, *MODES[dtype], platform.machine(), _processor())
     folder = cache_dir() / "kernels"
     folder.mkdir(exist_ok=True)
     made = folder / f"{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:20]}.so"
@@ -75,11 +76,12 @@ def _built(dtype: torch.dtype) -> Path:
 def _compile(dtype: torch.dtype, place: Path) -> Path:
     """By the first compiler that can. Raises what the last one did."""
     compilers = dict.fromkeys(path for name in (os.environ.get("CC") or "cc", "cc", "gcc", "clang") if (path := shutil.which(name)))
-    part, whole, problem = place / "kernels.o", place / "kernels.so", OSError("no C compiler was found; install gcc or clang")
+    whole, problem = place / "kernels.so", OSError("no C compiler was found; install gcc or clang")
+    parts = [f"{path.stem}.o" for path in SOURCES]
     for compiler in compilers:
         try:
-            for command in ([compiler, *FLAGS, *MODES[dtype], "-c", str(SOURCE), "-o", str(part)], [compiler, "-shared", str(part), "-o", str(whole), "-lm"]):
-                subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL)
+            for command in ([compiler, *FLAGS, *MODES[dtype], "-c", *map(str, SOURCES)], [compiler, "-shared", *parts, "-o", str(whole), "-lm"]):
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL, cwd=place)
             ctypes.CDLL(str(whole))
             return whole
         except subprocess.CalledProcessError as e:
@@ -117,9 +119,9 @@ def openmp_of(maps: str, torch_folder: Path) -> str:
 
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
-    """With the arguments' types, as the source declares them."""
+    """With the arguments' types, as the sources declare them."""
     kinds = {"int64_t": ctypes.c_int64, "float": ctypes.c_float}
-    for name, arguments in re.findall(r"^void (\w+)\((.*?)\)", SOURCE.read_text(), re.MULTILINE | re.DOTALL):
+    for name, arguments in re.findall(r"^void (\w+)\((.*?)\)", "".join(path.read_text() for path in SOURCES), re.MULTILINE | re.DOTALL):
         words = [a.split() for a in arguments.split(",")]
         function = getattr(found, name)
         function.restype = None
