@@ -85,19 +85,28 @@ static inline void columns_of(const float *x, int64_t wide, float *out, int64_t 
     }
 }
 
+/* what sums over keys are made of, so that rounding adds up over fewer of them */
+#define PARTS 8
+static inline V together(const V x[PARTS]) { return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7])); }
+
 /* Keys by queries, of one or two vectors a row: e^(s - largest) for the keys that a query sees, zeros for the others; 1 / their sum for each query.
    The first query sees the keys up to `first`, each after it one more. */
 static inline __attribute__((always_inline)) void powers(float *s, int64_t first, int64_t keys, V *share, const int vectors) {
     for (int w = 0; w < vectors; w++) {
-        V top = all(-INFINITY), total = {0};
+        V top = all(-INFINITY), parts[PARTS] = {{0}};
         for (int64_t k = 0; k < first; k++) { V x = read(s + (k * vectors + w) * L, L); top = larger(x, top); }
         for (int64_t k = first; k < keys; k++) {
             V x = pick(lane >= (int32_t)(k - first), read(s + (k * vectors + w) * L, L), all(-INFINITY));
             write(s + (k * vectors + w) * L, x, L);
             top = larger(x, top);
         }
-        for (int64_t k = 0; k < keys; k++) { V x = power(read(s + (k * vectors + w) * L, L) - top); write(s + (k * vectors + w) * L, x, L); total += x; }
-        share[w] = 1.0f / total;
+        for (int64_t k = 0; k < keys; k += PARTS)
+            for (int i = 0; i < PARTS; i++) {
+                V x = power(read(s + ((k + i) * vectors + w) * L, L) - top);
+                write(s + ((k + i) * vectors + w) * L, x, L);
+                parts[i] += x;
+            }
+        share[w] = 1.0f / together(parts);
     }
 }
 
@@ -167,17 +176,19 @@ void attention_backward(const T *given, const T *q, int64_t q_row, const T *k, i
                     }
                     product(key, wide, 1, query_t, row, weights, row, keys, d, row, 0);
                     product(value, wide, 1, d_out_t, row, d_scores, row, keys, d, row, 0);
-                    V share[2], own[2] = {{0}, {0}};
+                    V share[2];
                     if (vectors == 2) powers(weights, first, keys, share, 2);
                     else powers(weights, first, keys, share, 1);
                     for (int64_t w = 0; w < vectors; w++) {
-                        for (int64_t x = w * L; x < keys * row; x += row) own[w] += read(weights + x, L) * read(d_scores + x, L);
-                        own[w] *= share[w];
-                        for (int64_t x = w * L; x < keys * row; x += row) {
-                            V p = read(weights + x, L) * share[w];
-                            write(weights + x, p, L);
-                            write(d_scores + x, p * (read(d_scores + x, L) - own[w]), L);
-                        }
+                        V parts[PARTS] = {{0}};
+                        for (int64_t x = w * L; x < keys * row; x += PARTS * row)
+                            for (int i = 0; i < PARTS; i++) {
+                                V p = read(weights + x + i * row, L) * share[w];
+                                write(weights + x + i * row, p, L);
+                                parts[i] += p * read(d_scores + x + i * row, L);
+                            }
+                        V own = together(parts);
+                        for (int64_t x = w * L; x < keys * row; x += row) write(d_scores + x, read(weights + x, L) * (read(d_scores + x, L) - own), L);
                     }
                     product(d_scores, 1, row, key, wide, d_query, wide, row, keys, wide, 0);
                     product(d_scores, row, 1, query, wide, d_key, wide, keys, row, wide, 1);
