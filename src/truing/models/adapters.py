@@ -26,16 +26,17 @@ class Adapter(nn.Module):
         self.options = options
         self.scale = options.alpha / options.rank
         self.weights = nn.ParameterDict()
+        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for index, (path, (out_features, in_features)) in enumerate(shapes.items()):
             bound = 1.0 / math.sqrt(in_features)
             uniform = torch.rand(options.rank, in_features, generator=generator(seed, purpose, index))
             self.weights[_key(path, "A")] = nn.Parameter((2 * uniform - 1) * bound)
             self.weights[_key(path, "B")] = nn.Parameter(torch.zeros(out_features, options.rank))
+            self._pairs[path] = self.weights[_key(path, "A")], self.weights[_key(path, "B")]
 
     def pair(self, path: str) -> tuple[Tensor, Tensor] | None:
         """(A, B) of a linear layer, or None when it is not adapted."""
-        key = _key(path, "A")
-        return (self.weights[key], self.weights[_key(path, "B")]) if key in self.weights else None
+        return self._pairs.get(path)
 
     def tensors(self) -> dict[str, Tensor]:
         return {name.replace("|", "."): p for name, p in self.weights.items()}
