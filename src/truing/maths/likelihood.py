@@ -102,6 +102,7 @@ class _Head(torch.autograd.Function):
                 d_logp[rows] = (weight[targets[rows]] - probs @ weight) / temperature
             if d_entropy is not None and log_probs is not None:  # dH/dlogit_v = -p_v (log p_v + H)
                 d_entropy[rows] = -(log_probs.add_(entropy[rows, None]).mul_(probs) @ weight) / temperature
+            del logits, log_probs, probs  # before the next chunk's are made
         ctx.save_for_backward(hidden, weight, bias, targets, d_logp, d_entropy)
         ctx.settings = (temperature, chunk)
         ctx.set_materialize_grads(False)  # what is not in the loss arrives as None and costs nothing
@@ -114,7 +115,7 @@ class _Head(torch.autograd.Function):
         hidden, weight, bias, targets, d_logp, d_entropy = ctx.saved_tensors
         temperature, chunk = ctx.settings
         terms = [g[:, None] * d for g, d in ((g_logp, d_logp), (g_entropy, d_entropy)) if g is not None and d is not None]
-        g_hidden = torch.stack(terms).sum(0) if terms else None
+        g_hidden = sum(terms[1:], terms[0]) if terms else None
         g_weight = g_bias = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:  # a trained head: make the chunk's probabilities again
             g_weight = torch.zeros_like(weight)
@@ -127,6 +128,7 @@ class _Head(torch.autograd.Function):
                 torch.addmm(g_weight, g.t(), hidden[rows], out=g_weight)
                 if g_bias is not None:
                     g_bias += g.sum(0)
+                del logits, log_probs, probs, g  # before the next chunk's are made
         return g_hidden, g_weight, g_bias, None, None, None, None
 
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from truing import allocator
 from truing.config import Lora
@@ -23,6 +22,7 @@ from truing.maths.likelihood import token_likelihood
 from truing.models import memory
 from truing.models.backbone import Backbone
 from truing.models.heads import ScalarHead
+from truing.models.huggingface import AutoConfig, AutoModelForCausalLM
 from truing.models.load import locate
 from truing.models.pack import Pack
 from truing.models.roles import Role

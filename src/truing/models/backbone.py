@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from truing.config import Lora
 from truing.errors import ModelError
 from truing.models import llama
 from truing.models.adapters import Adapter
+from truing.models.huggingface import PreTrainedModel
 from truing.models.pack import Pack
 from truing.seeds import stream
 

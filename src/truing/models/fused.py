@@ -98,13 +98,16 @@ def gate(gates: Tensor, ups: Tensor) -> Tensor:
     return out
 
 
-def gate_backward(g: Tensor, gates: Tensor, ups: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of gate and up: ``g up s (1 + gate (1 - s))`` and ``g gate s``, where ``s = sigmoid(gate)``."""
+def gate_backward(g: Tensor, gates: Tensor, ups: Tensor, room: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up: ``g up s (1 + gate (1 - s))`` and ``g gate s``, where ``s = sigmoid(gate)``.
+
+    ``room`` is contiguous memory of that size that they may be written to; ``g`` itself will do.
+    """
     c = passes(gates, gates.dtype)
     if c is None:
         return torch.ops.aten.silu_backward(g * ups, gates), F.silu(gates).mul_(g)
     g = g.contiguous()
-    g_gate, g_up = torch.empty_like(gates), torch.empty_like(ups)
+    g_gate, g_up = room or (torch.empty_like(gates), torch.empty_like(ups))
     c.gate_backward(g.data_ptr(), gates.data_ptr(), ups.data_ptr(), g_gate.data_ptr(), g_up.data_ptr(), *gates.shape)
     return g_gate, g_up
 

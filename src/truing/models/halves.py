@@ -73,7 +73,8 @@ class _Finish(torch.autograd.Function):
         if g_hidden is None:
             return (g if needs[0] else None, *[None] * 16, *found_out)
         n = fused.renorm(x2, norm, r, gate.dtype) if linears.reads_input((True, *need_in)) else x2.new_empty(0, dtype=gate.dtype)
-        g_n, found_in = linears.backward(fused.gate_backward(g_hidden, gate, up), n, low_in, gate_up, scale, (passed or needs[2], *need_in))
+        done = (g_hidden, hidden) if hidden.shape == g_hidden.shape else None  # nobody reads them again
+        g_n, found_in = linears.backward(fused.gate_backward(g_hidden, gate, up, done), n, low_in, gate_up, scale, (passed or needs[2], *need_in))
         g_norm = fused.norm_weight_backward(g_n, x2, r).to(norm.dtype) if g_n is not None and needs[2] else None
         if g_n is None or not passed:
             return (None, None, g_norm, None, None, *[None] * 4, *found_in, *found_out)

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from truing.models import halves, linears
 from truing.models.adapters import Adapter
 from truing.models.attention import attend
 from truing.models.fused import Turn
+from truing.models.huggingface import PreTrainedModel
 from truing.models.lean_backward import rms_norm, rows
 from truing.models.pack import Pack
 

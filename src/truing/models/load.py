@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from truing.errors import ModelError
 from truing.models.builtin import BUILTIN, builtin_folder
+from truing.models.huggingface import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 hf_logging.disable_progress_bar()  # bars over files and shards would run through the progress of the run
 
