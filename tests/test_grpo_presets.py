@@ -126,6 +126,12 @@ def test_what_a_preset_sets_can_be_set_otherwise() -> None:
     assert GRPO.model_validate(config.model_dump()) == config  # what a run writes down is what it reads again
 
 
+def test_parts_are_half_as_large_where_every_weight_is_trained() -> None:
+    given = {"prompts": "none", "max_length": 256}
+    parts = [GRPO(**given, **more).micro_tokens for more in ({}, {"lora": None}, {"lora": None, "micro_tokens": 4096}, {"lora": {"rank": 4}}, {"preset": "dapo", "lora": None})]
+    assert parts == [2048, 1024, 4096, 2048, 1024]
+
+
 def test_presets_meet_where_their_papers_say_so() -> None:
     """RLOO is 4/3 of centring; on the first update of on-policy samples the clipped surrogate has the plain policy gradient."""
     logp = hand.grid(LOGP).requires_grad_()

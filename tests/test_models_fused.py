@@ -71,6 +71,10 @@ def test_the_gate_and_its_gradients_are_the_formulas(form: str, d: int, dtype: t
     close(fused.gate(gates, ups), wanted, dtype)
     for found, expected in zip(fused.gate_backward(g, gates.contiguous(), ups.contiguous()), torch.autograd.grad(wanted, (a, b), g.double()), strict=True):
         close(found, expected, dtype)
+    own = g.clone()
+    written = fused.gate_backward(own, gates.contiguous(), ups.contiguous(), (own, torch.empty_like(g)))  # over its own input
+    for found, expected in zip(written, torch.autograd.grad(F.silu(a) * b, (a, b), g.double()), strict=True):
+        close(found, expected, dtype)
 
 
 def test_the_gate_is_right_at_both_ends(form: str) -> None:

@@ -34,7 +34,7 @@ MIB = 2**20
 ROWS = 256  # decoded together
 EVALUATED = 64  # rows of an evaluation that are answered together
 GAPS = {True: 0.5, False: 0.3}  # what a layer's temporaries and the allocator's gaps add to tensors that come and go, on glibc before 2.38 and elsewhere
-SCIPY = 21 * MIB  # that the first step with a monitor imports
+SCIPY = 60 * MIB  # that the first step with a monitor imports
 GIVEN_BACK = ("key/value cache", "sampling", "log-probabilities", "forward", "activations")  # tensors that come and go
 
 
