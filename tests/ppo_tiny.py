@@ -67,7 +67,7 @@ def shake(role: Role, size: float, seed: int) -> None:
     """Move a role's trained weights at random: an adapter's second factors by `size`, everything else by a tenth of it."""
     for i, (name, p) in enumerate(sorted(role.parameters().items())):
         scale = size if name.endswith(".B") else size / 10
-        p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1000 * seed + i)) * scale)
+        p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1000 * seed + i)).to(p.device) * scale)
 
 
 def moved_roles(config: PPO, folder: Path, size: float = 0.2) -> Roles:

@@ -33,9 +33,13 @@ TABLES = ("monitors", "scores")  # tables of reward expressions, which like `rew
 def run_recipe(recipe: Recipe, runs: Path, progress: Any = None) -> Path:
     """Run every stage of a recipe. Returns the pipeline's folder.
 
-    Raises ConfigError when a stage names a later one or when the folder holds another recipe of the same name, DataError
-    when a prompt of an evaluation is also in the training data.
+    Raises ConfigError when a stage names a later one or asks for a GPU that is not there, and when the folder holds another recipe of the same
+    name, DataError when a prompt of an evaluation is also in the training data.
     """
+    from truing.models import device
+
+    for name, stage in recipe.stages.items():
+        device.find(stage.device, f"stages.{name}.device")
     folder = Path(runs) / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     plans = list(resolved(recipe, lambda name, _: str(folder / name / "model")))

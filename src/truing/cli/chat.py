@@ -26,6 +26,7 @@ def chat(
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A text that ends an answer; may be repeated.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one answer.")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the answers.")] = 0,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the model is.")] = "cpu",
 ) -> None:
     """Talk to a model: one line is one message. /new forgets the conversation, /quit or Ctrl-D ends it."""
     from truing.config import Sampling, checked
@@ -35,7 +36,7 @@ def chat(
 
     sampling = checked(Sampling, {"top_k": top_k, "top_p": top_p, "min_p": min_p, "stop": stop or ()}, "truing chat")
     names = [model] if compare is None else [model, compare]
-    answers = {name: talker(name, temperature, max_new_tokens, seed, sampling) for name in dict.fromkeys(names)}
+    answers = {name: talker(name, temperature, max_new_tokens, seed, sampling, device) for name in dict.fromkeys(names)}
     opening = () if system is None else (Message("system", system),)
     said = {name: opening for name in answers}
     asking = sys.stdin is not None and sys.stdin.isatty()
@@ -71,7 +72,7 @@ def _lines(asking: bool) -> Iterator[str]:
             yield line.strip()
 
 
-def talker(name: str, temperature: float, max_new_tokens: int, seed: int, sampling: Sampling) -> Callable[[tuple[Message, ...], int], str]:
+def talker(name: str, temperature: float, max_new_tokens: int, seed: int, sampling: Sampling, device: str = "cpu") -> Callable[[tuple[Message, ...], int], str]:
     """The model as a function of the conversation and the turn's number; the same seed and turn give the same answer."""
     from truing.data.template import Renderer
     from truing.models.roles import open_role, tokenizer_of
@@ -79,7 +80,7 @@ def talker(name: str, temperature: float, max_new_tokens: int, seed: int, sampli
     from truing.rollout.stopping import plain_text
     from truing.types import Prompt
 
-    tokenizer, role = tokenizer_of(name), open_role(name)
+    tokenizer, role = tokenizer_of(name), open_role(name, on=device)
     renderer = Renderer(tokenizer)
     context = role.backbone.context or 2048
 

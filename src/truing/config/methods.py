@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from truing.config.options import KL, Frozen, Positive, Rate, Sampling, Scores, Share, Stage
+from truing.config.options import KL, Device, Frozen, Positive, Rate, Sampling, Scores, Share, Stage
 
 
 class SFT(Stage):
@@ -101,6 +101,7 @@ class Evaluate(Frozen):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     sampling: Sampling = Sampling()
     kl_target: Annotated[float, Field(gt=0)] | None = Field(None, description="nats per sequence the training aimed at; the verdict allows twice that")
+    device: Device = Field("cpu", description="where the models are: cpu, or cuda for a GPU")
     max_length: Positive = 1024
     micro_tokens: Positive = 2048
     on_bad: Literal["error", "skip", "quarantine"] = "error"

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Device = Literal["cpu", "cuda"]
 
 
 class Frozen(BaseModel):
@@ -32,8 +33,9 @@ class Stage(Frozen):
     """What every training stage has."""
 
     model: str = Field("smollm2-135m", description="a built-in name, a hub id, a folder, or the name of an earlier stage")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the layers' products; trained weights, states between layers, head, log-probabilities and moments stay float32. auto = bfloat16 where the processor has it and LoRA is on")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the layers' products; trained weights, states between layers, head, log-probabilities and moments stay float32. auto = bfloat16 where the device has it and LoRA is on")
     lora: Lora | None = Field(Lora(), description="null trains every weight")
+    device: Device = Field("cpu", description="where the models are: cpu, or cuda for a GPU. What is drawn at random is drawn on the CPU all the same")
     lr: Rate = Field(1e-4, description="learning rate of AdamW")
     warmup: Share = Field(0.05, description="share of the updates over which the learning rate rises from 0")
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="of the learning rate after warm-up; linear and cosine fall to 0")

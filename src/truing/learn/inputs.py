@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from truing.assets import sha256
-from truing.config import Frozen, Stage
+from truing.config import Evaluate, Frozen, Stage
 from truing.data.tasks import is_task
+from truing.models import device
 from truing.models.roles import wants_bfloat16
 from truing.rewards import expression
 
@@ -21,7 +22,10 @@ def fingerprint(config: Frozen) -> dict[str, Any]:
     """The options as plain values, with ``inputs``: the SHA-256 of every data file and of every saved model's weights.
 
     Built-in names, hub ids, tasks that are made and functions have no content to hash here; they are named by the options themselves.
+    Raises ConfigError for a device that this machine has not.
     """
+    if isinstance(config, Stage | Evaluate):
+        device.find(config.device, f"{getattr(config, 'method', 'stage')}.device")
     options = config.model_dump(mode="json")
     named = {key: options[key] for key in (*FILES, *MODELS) if isinstance(options.get(key), str)}
     rewards = {"reward": options["reward"]} if isinstance(options.get("reward"), str) else {}

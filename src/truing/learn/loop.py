@@ -12,6 +12,7 @@ from typing import Any
 
 from truing.learn.run import Run
 from truing.learn.update import Learner
+from truing.models.device import peak
 
 
 def steps(
@@ -32,7 +33,7 @@ def steps(
     for step in range(first, total + 1):
         began = time.perf_counter()
         yield step
-        run.log("timing", step, {"seconds/step": time.perf_counter() - began, "memory/peak_mib": run.peak_mib})
+        run.log("timing", step, {"seconds/step": time.perf_counter() - began, "memory/peak_mib": run.peak_mib, **peak(learner.device)})
         if step % every == 0 or step == total or run.stopping:
             run.checkpoint(step, learner.tensors(), {"learner": learner.state(), "method": dict(state())})
         run.stop_if_asked(step)

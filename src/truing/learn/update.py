@@ -46,6 +46,11 @@ class Learner:
         groups = [{"params": group, "lr": rate} for rate, group in by_rate.items()]
         self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=eps, weight_decay=weight_decay, fused=True)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.params.values())).device
+
     def factor(self, update: int) -> float:
         """The schedule's multiplier of the learning rate at an update (0-based)."""
         rising = math.ceil(self.warmup * self.total)
@@ -142,7 +147,7 @@ class Learner:
         for name, p in self.params.items():
             p.copy_(tensors["weights"][name])
             if f"{name}/exp_avg" in tensors["adam"]:
-                self.adam.state[p] = {k: tensors["adam"][f"{name}/{k}"].clone() for k in ("step", "exp_avg", "exp_avg_sq")}
+                self.adam.state[p] = {k: tensors["adam"][f"{name}/{k}"].clone().to(p.device) for k in ("step", "exp_avg", "exp_avg_sq")}
         self.updates, self.skipped, self.skipped_in_a_row = state["updates"], state["skipped"], state["skipped_in_a_row"]
         self.micro_tokens = state["micro_tokens"]
 

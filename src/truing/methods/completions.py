@@ -14,7 +14,7 @@ from torch import Tensor
 
 from truing.config import GRPO, PPO
 from truing.errors import RewardError
-from truing.maths.likelihood import TokenLikelihood, token_likelihood
+from truing.maths.likelihood import TokenLikelihood
 from truing.methods.actor import Actor
 from truing.models.pack import Pack
 from truing.models.roles import Role
@@ -100,10 +100,7 @@ def rewards_of(batch: Batch, scores: Sequence[Score], config: PPO | GRPO) -> Ten
 
 def likelihood(role: Role, hidden_MD: Tensor, pack: Pack, positions_M: Tensor, config: PPO | GRPO) -> TokenLikelihood:
     """Log-probability and entropy of the tokens after these positions, at the sampling temperature, from the role's hidden states there."""
-    return token_likelihood(
-        hidden_MD, role.backbone.head_weight, pack.ids_N[positions_M + 1], bias=role.backbone.head_bias, temperature=config.temperature,
-        entropy_gradient=config.entropy > 0,
-    )  # fmt: skip
+    return role.likelihood(hidden_MD, pack, positions_M, temperature=config.temperature, entropy_gradient=config.entropy > 0)
 
 
 def put(grid_BT: Tensor, x_M: Tensor, rows: Sequence[int], trained_BT: Tensor) -> None:

@@ -20,7 +20,6 @@ from truing.errors import ConfigError, RewardError
 from truing.learn.inputs import fingerprint
 from truing.learn.run import Run
 from truing.maths import kl, stats
-from truing.maths.likelihood import token_likelihood
 from truing.methods.answering import Answering
 from truing.models.pack import Pack
 from truing.models.roles import Role, open_role, origin, tokenizer_of
@@ -41,7 +40,7 @@ def evaluate(config: Evaluate, folder: Path, *, seed: int, progress: Any = None)
             return run.done
         run.restore()
         tokenizer = tokenizer_of(config.before)
-        before = open_role(config.before)
+        before = open_role(config.before, on=config.device)
         answering = Answering(config, tokenizer, before.backbone.context, folder)
         records = answering.records
         if len(records) < 2:
@@ -177,9 +176,6 @@ def _divergence(after: Role, before: Role, texts: Completions, config: Evaluate)
     for rows in by_token_budget(texts.pack.lengths, config.micro_tokens):
         part = texts.select(rows)
         positions = part.packed() - 1
-        logp = [
-            token_likelihood(role.hidden(part.pack, positions), role.backbone.head_weight, part.pack.ids_N[positions + 1], bias=role.backbone.head_bias, temperature=config.temperature).logp
-            for role in (after, before)
-        ]
+        logp = [role.likelihood(role.hidden(part.pack, positions), part.pack, positions, temperature=config.temperature).logp for role in (after, before)]
         out += [float(x.sum()) for x in kl.k1(*logp).split(part.lengths)]
     return out

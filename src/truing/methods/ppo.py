@@ -57,8 +57,8 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
             lr_of=lambda name: (config.value_lr or config.lr) if name.startswith("value.") else config.lr,
         )  # fmt: skip
         state: dict[str, Any] = {"kl_coef": config.kl.coef, "normaliser": None, "told": []}
-        memory = memory_of_ppo.plan(config, roles, [len(p) for p in prompts])
-        if run.progress:
+        memory = memory_of_ppo.plan(config, roles, [len(p) for p in prompts]) if config.device == "cpu" else None
+        if run.progress and memory:
             run.progress.note(str(memory))
 
         for step in steps(run, learner, config.steps, every=config.save_every, state=lambda: state, restore=state.update):
@@ -89,7 +89,7 @@ def ppo(config: PPO, folder: Path, *, seed: int, progress: Any = None) -> dict[s
             news = told != state["told"]
             state.update(kl_coef=control.after(values["kl/sequence"], len(batch)).coef, normaliser=normaliser.state(), told=told)
             run.log("metrics", step, values)
-            run.log("timing", step, clock.phases(rollout) | (memory.values() if step == 1 else {}))
+            run.log("timing", step, clock.phases(rollout) | (memory.values() if memory and step == 1 else {}))
             if news or step == 1 or step % config.save_every == 0 or step == config.steps:
                 run.samples(step, batch.rows(scores))
             if run.progress:

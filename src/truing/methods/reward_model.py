@@ -25,7 +25,6 @@ from truing.learn.run import Run
 from truing.learn.update import Learner, parts
 from truing.maths import reduce, stats
 from truing.maths.preference import bradley_terry, centering
-from truing.models.heads import ScalarHead
 from truing.models.pack import Pack
 from truing.models.roles import Role, open_backbone, policy_role, save_role, tokenizer_of
 from truing.types import TokenPair
@@ -48,7 +47,7 @@ def reward_model(config: Reward, folder: Path, *, seed: int, progress: Any = Non
             raise DataError(f"{config.data}: {len(train) + len(held)} pairs of one prompt or few leave none to hold out at eval_share={config.eval_share}; add pairs or raise it")
         backbone, source = open_backbone(config.model, config)
         model = policy_role(backbone, source, seed=seed, purpose="reward")
-        model.head = ScalarHead(backbone.width, seed=seed, purpose="reward-head")
+        model.head = backbone.head(seed, "reward-head")
 
         batches = [batch for epoch in range(config.epochs) for batch in _batches(train, config, seed, epoch)]
         learner = Learner(

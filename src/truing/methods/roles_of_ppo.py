@@ -12,7 +12,6 @@ from truing.config import PPO
 from truing.errors import ModelError
 from truing.methods.actor import Actor, open_actor
 from truing.models.backbone import Backbone
-from truing.models.heads import ScalarHead
 from truing.models.pack import Pack
 from truing.models.roles import Origin, Role, open_backbone, origin, policy_role, same_tokens
 from truing.rewards.scorers import Scorer, learned_in
@@ -36,9 +35,8 @@ class Roles(Actor):
 
     def values(self, hidden_MD: Tensor, pack: Pack, positions_M: Tensor) -> Tensor:
         """The value model at packed positions ``[M]``; `hidden_MD` is the policy's there, which a shared value head reads as it is."""
-        if self.value.head is not None and self.value.backbone is self.policy.backbone and self.value.adapter is self.policy.adapter:
-            return self.value.head(hidden_MD)
-        return self.value.values(pack, positions_M)
+        same = self.value.backbone is self.policy.backbone and self.value.adapter is self.policy.adapter
+        return self.value.values(pack, positions_M, hidden_MD if same else None)
 
 
 def open_roles(config: PPO, seed: int, folder: Path | None = None) -> Roles:
@@ -65,7 +63,7 @@ def _value_model(config: PPO, name: str, policy: Role, source: Origin, seed: int
     else:
         backbone, start = open_backbone(name, config, body=True)
     role = policy_role(backbone, start, seed=seed, purpose="value")
-    role.head = ScalarHead(backbone.width, seed=seed, purpose="value-head")
+    role.head = backbone.head(seed, "value-head")
     tensors = saved.head_tensors()
     if tensors is not None:
         role.head.load_state_dict(tensors)
@@ -77,7 +75,7 @@ def _value_role(config: PPO, policy: Role, reward: Scorer, seed: int) -> Role:
     knows what the score depends on (Huang et al. 2024). Otherwise it starts from the policy with a fresh head."""
     backbone = policy.backbone
     learned = next((found.role for found in learned_in(reward) if _same_body(found.role.backbone, backbone)), None)
-    head = ScalarHead(backbone.width, seed=seed, purpose="value-head")
+    head = backbone.head(seed, "value-head")
     if config.value == "shared":
         return Role(backbone, policy.adapter, head)
     if learned is not None and learned.head is not None:

@@ -23,7 +23,6 @@ from truing.learn.loop import steps
 from truing.learn.run import Run
 from truing.learn.update import Learner
 from truing.maths import reduce
-from truing.maths.likelihood import token_likelihood
 from truing.models.pack import Pack
 from truing.models.roles import Role, open_backbone, policy_role, save_role, tokenizer_of
 from truing.types import Tokens
@@ -78,7 +77,7 @@ def loss(policy: Role, batch: Sequence[Tokens], total: int) -> Tensor:
     pack = Pack([t.ids for t in batch])
     trained_N = torch.tensor([flag for t in batch for flag in t.trained])
     positions = trained_N.nonzero().squeeze(-1) - 1  # the state a token is predicted from ends one before it
-    logp = token_likelihood(policy.hidden(pack, positions), policy.backbone.head_weight, pack.ids_N[positions + 1], bias=policy.backbone.head_bias).logp
+    logp = policy.likelihood(policy.hidden(pack, positions), pack, positions).logp
     return reduce.tokens(-logp, torch.ones_like(logp), total)
 
 
@@ -90,7 +89,5 @@ def evaluate(policy: Role, held: Sequence[Tokens], micro_tokens: int) -> dict[st
         batch = [held[i] for i in part]
         nats += float(loss(policy, batch, total))
         pack = Pack([t.ids for t in batch])
-        before_last = policy.hidden(pack, pack.last() - 1)
-        choice = torch.nn.functional.linear(before_last, policy.backbone.head_weight, policy.backbone.head_bias).argmax(-1)
-        ended += int((choice == pack.ids_N[pack.last()]).sum())
+        ended += int((policy.likeliest(pack, pack.last() - 1) == pack.ids_N[pack.last()]).sum())
     return {"eval/loss": nats, "eval/eos_share": ended / len(held)}

@@ -1,6 +1,6 @@
-"""Causal attention over packed sequences in PyTorch's operators, where no compiled pass is: laid out as a grid, in whichever of two forms is faster at its length.
+"""Causal attention over packed sequences in PyTorch's operators, where no compiled pass is: on a GPU by PyTorch's own choice of kernel, on a CPU in whichever of two forms is faster.
 
-Flash attention wins where a query's scores are many; on shorter sequences batched products are several times as fast. There, blocks of queries meet
+On a CPU flash attention wins where a query's scores are many; on shorter sequences batched products are several times as fast. There, blocks of queries meet
 only the keys before their end, which leaves out most of what causality forbids. A sequence that is a single block keeps its weights for backward, as they
 are small beside the rest of a layer; longer ones make them again. Sequences of like length go together, so that little is padded.
 """
@@ -12,6 +12,7 @@ from itertools import islice, pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from truing.models.fused import Turn
@@ -29,7 +30,7 @@ class Plain(torch.autograd.Function):
         kept: list[tuple[Tensor, ...]] = []
         for grid in grids:
             turned = lay(grid, q, heads, turn, scale), lay(grid, k.to(q.dtype), heads, turn), lay(grid, v.to(q.dtype), heads)
-            made, extra = (_short if grid.longest <= SHORT else _flash)(*turned)
+            made, extra = _form(q, grid)[0](*turned)
             flat(grid, made, out[:tokens])
             kept.append((*turned, *extra))
         ctx.save_for_backward(*(x for own in kept for x in own))
@@ -44,7 +45,7 @@ class Plain(torch.autograd.Function):
         kept = iter(ctx.saved_tensors)
         for grid, count in zip(grids, counts, strict=True):
             own = islice(kept, count)
-            g_q, g_k, g_v = (_short_backward if grid.longest <= SHORT else _flash_backward)(lay(grid, g[:tokens], shapes[1][1]), *own)
+            g_q, g_k, g_v = _form(g, grid)[1](lay(grid, g[:tokens], shapes[1][1]), *own)
             flat(grid, g_q, found[0][:tokens], turn, scale)
             flat(grid, g_k, found[1][:tokens], turn)
             flat(grid, g_v, found[2][:tokens])
@@ -78,7 +79,14 @@ def flat(grid: Grid, x: Tensor, out: Tensor, turn: Turn | None = None, scale: fl
         out.index_copy_(0, grid.tokens, parted.reshape(-1, *out.shape[1:]).index_select(0, grid.cells).to(out.dtype))
 
 
-# -- two forms; queries [B K, T, G, d], keys and values [B K, T, 1, d] -------------------------------------------------------
+def _form(x: Tensor, grid: Grid) -> tuple[Any, Any]:
+    """How a grid attends, forward and backward."""
+    if x.is_cuda:
+        return _chosen, _chosen_backward
+    return (_short, _short_backward) if grid.longest <= SHORT else (_flash, _flash_backward)
+
+
+# -- three forms; queries [B K, T, G, d], keys and values [B K, T, 1, d] -------------------------------------------------------
 def _short(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     queries, keys, values = (x.flatten(1, 2) for x in (q, k, v))
     mixed, weights = torch.empty_like(queries), queries
@@ -123,6 +131,20 @@ def _flash_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log
     made = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(g.transpose(1, 2), *_every(q, k, v), out, log_sum, 0.0, True, scale=1.0)
     g_q, g_k, g_v = (x.transpose(1, 2) for x in made)
     return g_q, g_k.sum(2, keepdim=True), g_v.sum(2, keepdim=True)
+
+
+def _chosen(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    q, k, v = _every(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0).transpose(1, 2), ()
+
+
+def _chosen_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """By autograd, which makes the forward again: what a kernel keeps for its backward differs from kernel to kernel."""
+    with torch.enable_grad():
+        given = [x.detach().requires_grad_() for x in (q, k, v)]
+        made, _ = _chosen(*given)
+    g_q, g_k, g_v = torch.autograd.grad(made, given, g)
+    return g_q, g_k, g_v
 
 
 def _every(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:

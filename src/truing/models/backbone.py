@@ -21,6 +21,7 @@ from truing.config import Lora
 from truing.errors import ModelError
 from truing.models import llama
 from truing.models.adapters import Adapter
+from truing.models.heads import ScalarHead
 from truing.models.huggingface import PreTrainedModel
 from truing.models.pack import Pack
 from truing.seeds import stream
@@ -58,7 +59,11 @@ class Backbone:
         """A fresh trainable adapter: changes nothing until it is trained."""
         if self.lora is None:
             raise ModelError("this backbone trains every weight (lora: null), so it takes no adapter")
-        return Adapter(self.targets, self.lora, seed=stream(seed, "adapter"), purpose=purpose)
+        return Adapter(self.targets, self.lora, seed=stream(seed, "adapter"), purpose=purpose).to(self.device)
+
+    def head(self, seed: int, purpose: str) -> ScalarHead:
+        """A fresh scalar head for a role that scores."""
+        return ScalarHead(self.width, seed=seed, purpose=purpose).to(self.device)
 
     def frozen_copy(self) -> Backbone:
         """The same weights, copied and without gradient: the reference of full fine-tuning."""
@@ -72,10 +77,11 @@ class Backbone:
         limit = self.context
         if limit and pack.shape[1] > limit:
             raise ModelError(f"a sequence of {pack.shape[1]} tokens exceeds the model's context of {limit}; lower max_length or max_new_tokens")
+        self.prepare(pack, pack.tokens)
+        pack, positions = pack.on(self.device), None if positions is None else positions.to(self.device)
         if not self.lean:
             found = self._transformers_hidden(pack, adapter)
             return found if positions is None else found[positions]
-        self.prepare(pack, pack.tokens)
         start = pack.trunk[self] if self.depth else llama.embed(self.model, pack)
         return llama.run(self.model, start, pack, self.depth, adapter, llama.How(self.dtype, self.checkpointing), positions)
 
@@ -88,12 +94,13 @@ class Backbone:
         if self.depth == 0 or not self.lean or self in pack.trunk:
             return
         parts = [pack.select(rows) for rows in pack.cut(micro_tokens)] if pack.tokens > micro_tokens else [pack]
+        parts = [part.on(self.device) for part in parts]
         how = llama.How(self.dtype)
         pack.trunk[self] = torch.cat([llama.run_layers(self.model, llama.embed(self.model, p), p, 0, self.depth, None, how).to(self.dtype) for p in parts])
 
     def _transformers_hidden(self, pack: Pack, adapter: Adapter | None) -> Tensor:
         ids_BT = pack.grid(pack.ids_N)
-        real_BT = torch.arange(pack.shape[1]) < torch.tensor(pack.lengths)[:, None]
+        real_BT = (torch.arange(pack.shape[1]) < torch.tensor(pack.lengths)[:, None]).to(self.device)
         with self.under(adapter), self._checkpointed(adapter):
             out = self.model.base_model(input_ids=ids_BT, attention_mask=real_BT.long(), use_cache=False)
         return pack.flat(out.last_hidden_state).float()
@@ -130,7 +137,7 @@ class Backbone:
     @torch.no_grad()
     def _check_head(self) -> None:
         """Log-probabilities are taken from hidden states through the head; a model that scales or caps its logits after that is refused."""
-        probe = torch.arange(8)[None] % self.model.config.vocab_size
+        probe = torch.arange(8, device=self.device)[None] % self.model.config.vocab_size
         ours = nn.functional.linear(self.model.base_model(input_ids=probe).last_hidden_state, self.head_weight, self.head_bias).float()
         theirs = self.model(input_ids=probe).logits.float()
         if (ours - theirs).abs().max() > 1e-3 * theirs.abs().max().clamp(min=1.0):
@@ -151,6 +158,11 @@ class Backbone:
         return add
 
     # -- head ----------------------------------------------------------------------------------------------------
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head_weight.device
+
     @property
     def context(self) -> int | None:
         """The most tokens of one sequence; None where the model has no limit."""

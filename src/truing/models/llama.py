@@ -33,10 +33,11 @@ def fits(model: PreTrainedModel) -> bool:
         return False  # its tables depend on the longest sequence at hand, and so would every other sequence of a batch
     if config.model_type not in FAMILIES or config.hidden_act != "silu" or (window and window < config.max_position_embeddings):
         return False
-    probe = torch.arange(8) * 7 % config.vocab_size
+    device = model.get_input_embeddings().weight.device
+    probe = torch.arange(8, device=device) * 7 % config.vocab_size
     with torch.no_grad():
         theirs = model.base_model(input_ids=probe[None], use_cache=False).last_hidden_state[0].float()
-        pack = Pack([probe.tolist()])
+        pack = Pack([probe.tolist()]).on(device)
         ours = run(model, embed(model, pack), pack, 0, None, How(dtype(model)))
     return bool((ours - theirs).abs().max() <= 1e-3 * theirs.abs().max().clamp(min=1.0)) or theirs.dtype != ours.dtype
 

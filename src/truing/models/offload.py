@@ -56,7 +56,7 @@ class Offloaded:
         try:
             with safe_open(self.path, framework="pt") as file:
                 for name, p in self.backbone.model.named_parameters():
-                    p.data = file.get_tensor(name)
+                    p.data = file.get_tensor(name).to(p.device)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{self.path}: the offloaded reference cannot be read ({error}); start the run again, which writes it anew") from error
         try:
@@ -66,7 +66,7 @@ class Offloaded:
 
     def _drop(self) -> None:
         for p in self.backbone.model.parameters():
-            p.data = torch.empty(0, dtype=p.dtype)
+            p.data = p.data.new_empty(0)
 
 
 def _twin(backbone: Backbone) -> Backbone:
@@ -92,12 +92,12 @@ def holds(path: Path, weights: Mapping[str, Tensor]) -> bool:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.detach().contiguous().view(torch.uint8))
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.detach().cpu().contiguous().view(torch.uint8))
 
 
 def _save(weights: Mapping[str, Tensor], path: Path) -> None:
     """With a header filled up to whole cache lines: matrix products round differently on tensors that start anywhere else."""
-    tensors = {name: p.detach().contiguous() for name, p in weights.items()}
+    tensors = {name: p.detach().cpu().contiguous() for name, p in weights.items()}
     save_file(tensors, path, metadata={"fill": ""})
     with path.open("rb") as f:
         start = 8 + int.from_bytes(f.read(8), "little")

@@ -6,6 +6,7 @@ Shapes: N tokens in all, B sequences, T the longest of them. `Pack.grid` and `Pa
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ class Pack:
 
     def _lay_out(self) -> None:
         self._grids: list[Grid] | None = None
+        self._there: Pack | None = None
         lengths = torch.tensor(self.lengths)
         self.bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         self.starts = self.bounds[:-1].tolist()
@@ -61,6 +63,17 @@ class Pack:
     @property
     def tokens(self) -> int:
         return len(self.ids_N)
+
+    def on(self, device: torch.device) -> Pack:
+        """The same pack to be read on a device, with the same trunk; itself where its tensors are there already."""
+        if device == self.ids_N.device:
+            return self
+        if self._there is None or self._there.ids_N.device != device:
+            self._there = there = copy.copy(self)
+            for name in ("ids_N", "positions_N", "_real_flat", "_grid_rows"):
+                setattr(there, name, getattr(self, name).to(device))
+            there._grids = [Grid(g.rows, g.longest, *(None if x is None else x.to(device) for x in g[2:])) for g in self.grids()]
+        return self._there
 
     def grid(self, x_N: Tensor) -> Tensor:
         """``[N, ...] -> [B, T, ...]``; cells past a sequence's end hold some other token's row and must not be read."""

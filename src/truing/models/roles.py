@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 from truing import allocator
 from truing.assets import sha256
-from truing.config import Lora, Stage
+from truing.config import Lora, Stage, checked
 from truing.disk import fsync_folder
 from truing.errors import ConfigError, ModelError
+from truing.maths.likelihood import TokenLikelihood, token_likelihood
+from truing.models import device
 from truing.models.adapters import Adapter
 from truing.models.backbone import Backbone
 from truing.models.heads import ScalarHead
@@ -51,11 +53,22 @@ class Role:
         """The head's output at every sequence's last token, ``[B]``."""
         return self.values(pack, pack.last())
 
-    def values(self, pack: Pack, positions: Tensor) -> Tensor:
-        """The head's output at packed positions ``[M]``."""
+    def values(self, pack: Pack, positions: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """The head's output at packed positions ``[M]``, on the CPU; ``hidden`` are the states there, where they are known."""
         if self.head is None:
             raise ModelError("this model has no scalar head; give a reward model (a folder written by `truing reward`)")
-        return self.head(self.hidden(pack, positions))
+        return self.head(self.hidden(pack, positions) if hidden is None else hidden).cpu()
+
+    def likelihood(self, hidden: Tensor, pack: Pack, positions: Tensor, *, temperature: float = 1.0, entropy_gradient: bool = False) -> TokenLikelihood:
+        """Log-probability and entropy of the tokens after these packed positions, from the states there; ``[M]`` each, on the CPU."""
+        targets = pack.ids_N[positions + 1].to(hidden.device)
+        found = token_likelihood(hidden, self.backbone.head_weight, targets, bias=self.backbone.head_bias, temperature=temperature, entropy_gradient=entropy_gradient)
+        return TokenLikelihood(found.logp.cpu(), found.entropy.cpu())
+
+    def likeliest(self, pack: Pack, positions: Tensor) -> Tensor:
+        """The token that the model gives the most probability after each of these packed positions, ``[M]``, on the CPU."""
+        logits = nn.functional.linear(self.hidden(pack, positions), self.backbone.head_weight, self.backbone.head_bias)
+        return logits.argmax(-1).cpu()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name."""
@@ -131,6 +144,7 @@ def open_backbone(name: str, options: Stage, *, body: bool = False) -> tuple[Bac
 
     Raises ConfigError when the model carries an adapter of another shape than `options.lora`, ModelError when its base has changed.
     """
+    where = device.find(options.device, "device")
     fast_float32()
     source = origin(name)
     if source.base_sha256 is not None and source.base_sha256 != base_hash(source.base):
@@ -141,8 +155,9 @@ def open_backbone(name: str, options: Stage, *, body: bool = False) -> tuple[Bac
             raise ConfigError(f"{name} carries an adapter with lora {_plain(source.lora)}, this stage asks for {_plain(options.lora)}; use the same, or null to train every weight")
         merge_into(model, source)
         source = Origin(source.base)
+    model.to(where)
     backbone = Backbone(model, lora=options.lora, dtype=torch.bfloat16 if wants_bfloat16(options) else torch.float32, checkpointing=options.checkpointing)
-    if backbone.dtype != torch.float32:
+    if backbone.dtype != torch.float32 and where == device.CPU:
         _out_of_file(model)
     allocator.trim()  # what reading and casting the weights took would stay with the process, full of holes
     if options.dtype == "bfloat16" and not backbone.lean:
@@ -163,7 +178,7 @@ def _plain(lora: Lora) -> str:
 
 def wants_bfloat16(options: Stage) -> bool:
     """Whether the layers' products run in bfloat16 under these options. Weights that are trained are float32 all the same."""
-    return options.dtype == "bfloat16" or (options.dtype == "auto" and options.lora is not None and has_bfloat16())
+    return options.dtype == "bfloat16" or (options.dtype == "auto" and options.lora is not None and (device.has_bfloat16() if options.device == "cuda" else has_bfloat16()))
 
 
 @torch.no_grad()
@@ -196,11 +211,12 @@ def reference_role(policy: Role, source: Origin, *, seed: int) -> Role:
     return policy_role(policy.backbone, source, seed=seed, purpose="reference", trained=False)
 
 
-def open_role(name: str, *, share: Backbone | None = None, share_base: str | None = None, head: bool = False) -> Role:
+def open_role(name: str, *, share: Backbone | None = None, share_base: str | None = None, head: bool = False, on: str = "cpu") -> Role:
     """A saved model, frozen. It lives on `share` when base and adapter shape are the same, else on a backbone of its own.
 
     Args:
         head: also load its scalar head, which makes it a scorer.
+        on: the device of a backbone of its own, where there is none to share; else it is that one's.
     """
     saved = source = origin(name)
     if share_base is not None and not same_tokens(saved.base, share_base):
@@ -208,14 +224,14 @@ def open_role(name: str, *, share: Backbone | None = None, share_base: str | Non
     if share is not None and share.lora is not None and source.base == share_base and (source.lora == share.lora or (source.lora is None and not head)):
         backbone = share
     else:
-        backbone, source = open_backbone(name, Stage(lora=saved.lora, dtype=saved.dtype), body=head)
+        backbone, source = open_backbone(name, checked(Stage, {"lora": saved.lora, "dtype": saved.dtype, "device": on if share is None else share.device.type}, name), body=head)
         backbone.model.requires_grad_(False)
     role = Role(backbone) if source.lora is None else policy_role(backbone, source, seed=0, purpose="saved", trained=False)
     if head:
         tensors = saved.head_tensors()
         if tensors is None:
             raise ModelError(f"{name}: no score head, so it cannot score; give a folder written by `truing reward`, or a classifier of one number")
-        role.head = ScalarHead(backbone.width, seed=0, purpose="saved")
+        role.head = backbone.head(0, "saved")
         role.head.load_state_dict(tensors)
         role.head.requires_grad_(False)
     return role
@@ -226,13 +242,13 @@ def save_role(role: Role, folder: Path, *, base: str, tokenizer: Any = None) -> 
     folder.mkdir(parents=True, exist_ok=True)
     lora = role.backbone.lora
     if role.adapter is not None and lora is not None:
-        named = {PEFT_PREFIX + k.removesuffix(".A").removesuffix(".B") + (".lora_A.weight" if k.endswith(".A") else ".lora_B.weight"): v.detach().contiguous() for k, v in role.adapter.tensors().items()}  # fmt: skip
+        named = {PEFT_PREFIX + k.removesuffix(".A").removesuffix(".B") + (".lora_A.weight" if k.endswith(".A") else ".lora_B.weight"): v.detach().cpu().contiguous() for k, v in role.adapter.tensors().items()}  # fmt: skip
         save_file(named, folder / "adapter_model.safetensors")
         _write_json(folder / "adapter_config.json", _peft_config(role.backbone, lora, base))
     else:
         save_model(role.backbone.model, tokenizer, folder)
     if role.head is not None:
-        save_file({k: v.detach().contiguous() for k, v in role.head.state_dict().items()}, folder / "head.safetensors")
+        save_file({k: v.detach().cpu().contiguous() for k, v in role.head.state_dict().items()}, folder / "head.safetensors")
     weights = role_hash(folder)
     _write_json(folder / "truing.json", {"base": base if lora else None, "lora": lora.model_dump() if lora else None, "dtype": str(role.backbone.dtype).removeprefix("torch."), "scores": role.head is not None, "weights_sha256": weights,
                                            "base_sha256": base_hash(base) if lora else None})  # fmt: skip

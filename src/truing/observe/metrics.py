@@ -193,6 +193,7 @@ _ROWS = [
     Metric("memory/alternative/<name>", "MiB", "what the same run was expected to take under another choice of models", None, OWN, ("ppo",)),
     Metric("memory/peak_planned", "MiB", "highest resident memory that was expected before the first step", None, OWN, ("ppo",)),
     Metric("memory/peak_mib", "MiB", "highest resident memory of the process so far", None, OWN, _ALL),
+    Metric("memory/device_peak_mib", "MiB", "most memory of the GPU that tensors of this process have taken so far; with `device: cuda`", None, OWN, _ALL),
 ]
 
 METRICS: dict[str, Metric] = {m.name: m for m in _ROWS}

@@ -27,6 +27,7 @@ def surroundings() -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "bfloat16": _native_bfloat16(),
         "cuda": torch.cuda.is_available(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git": _git_revision(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

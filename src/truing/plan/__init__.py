@@ -16,6 +16,7 @@ from typing import Any
 
 from truing import allocator
 from truing.config import Recipe
+from truing.errors import ConfigError
 from truing.methods import footprint
 from truing.methods.footprint import MIB, MemoryPlan
 from truing.models import anatomy, memory
@@ -91,6 +92,9 @@ def plan(
 
     Raises ConfigError, DataError or ModelError for what is missing or cannot be meant.
     """
+    for name, stage in recipe.stages.items():
+        if stage.device != "cpu":
+            raise ConfigError(f"stages.{name}.device={stage.device}: a plan counts the memory and measures the time of a run on the CPU; plan with --set {name}.device=cpu, and read memory/device_peak_mib of a first run")
     for method in ("sft", "reward_model", "ppo", "grpo", "evaluate"):  # as a run's process has them
         importlib.import_module(f"truing.methods.{method}")
     allocator.trim()

@@ -51,7 +51,7 @@ class Classifier:
 
     def _scores(self, tokens: Sequence[Tokens]) -> list[float]:
         pad = self._padding(tokens)
-        lay = lambda rows, fill: torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=fill)  # noqa: E731
+        lay = lambda rows, fill: torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=fill).to(self.model.device)  # noqa: E731
         given = {"input_ids": lay([t.ids for t in tokens], pad), "attention_mask": lay([[1] * len(t.ids) for t in tokens], 0)}
         if (getattr(self.model.config, "type_vocab_size", 0) or 0) > 1:
             given["token_type_ids"] = lay([t.kinds for t in tokens], 0)

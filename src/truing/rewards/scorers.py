@@ -40,7 +40,7 @@ def find_scorer(
     """The scorer behind a reward's text: a folder, hub id, ``module:function``, address, or an expression of these.
 
     Args:
-        share: a backbone that reward models live on where they fit, so that no second one is loaded.
+        share: a backbone that reward models live on where they fit, so that no second one is loaded; others go to its device.
         share_base: the name of its base model, whose tokens the completions are made of.
         tokenizer: the policy's; with it a scorer that reads other tokens is noticed and lines can be found.
         at: where learned rewards stand, see `Learned`.
@@ -76,6 +76,7 @@ def learned_in(scorer: Scorer) -> Iterator[Learned]:
 class _Opener:
     def __init__(self, share: Backbone | None, share_base: str | None, tokenizer: Any, lines: Lines | None, at: At, timeout: float | None) -> None:
         self.share, self.share_base, self.tokenizer, self.lines, self.at, self.timeout = share, share_base, tokenizer, lines, at, timeout
+        self.device = "cpu" if share is None else share.device.type
 
     def open(self, atom: Atom, name: str) -> Scorer:
         if atom.kind == "learned":
@@ -95,14 +96,14 @@ class _Opener:
         if is_classifier(folder):
             if self.at != "last":
                 raise ConfigError(f"scores.at: {self.at} needs a reward model that Truing trained, and {folder} is a classifier, which gives one number a text; use scores.at: last")
-            model, own = load_classifier(folder), load_tokenizer(folder)
+            model, own = load_classifier(folder).to(self.device), load_tokenizer(folder)
             retokenise = Retokeniser(own) if self.tokenizer is None else self._retokeniser(folder, own)
             return Classifier(model, name, frozenset(own.all_special_ids), retokenise)
         retokenise = None
         if self.tokenizer is not None and (Path(folder) / "truing.json").exists():
             retokenise = self._retokeniser(folder, tokenizer_of(folder))
         if retokenise is not None:
-            return LearnedFromText(open_role(folder, head=True), name, retokenise)
+            return LearnedFromText(open_role(folder, head=True, on=self.device), name, retokenise)
         return Learned(open_role(folder, share=self.share, share_base=self.share_base, head=True), name, self.at, self.lines)
 
     def _retokeniser(self, folder: str, own: Any) -> Retokeniser | None:

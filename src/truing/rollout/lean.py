@@ -33,16 +33,17 @@ class LeanDecoder:
     joins = True
 
     def __init__(self, role: Role) -> None:
-        self.model, self.dtype = role.backbone.model, role.backbone.dtype
+        self.model, self.dtype, self.device = role.backbone.model, role.backbone.dtype, role.backbone.device
         config = self.model.config
-        packed = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and torch.backends.mkldnn.is_available() and _bytes(self.model, self.dtype) <= PACKED
+        onednn = self.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and torch.backends.mkldnn.is_available()
+        packed = onednn and _bytes(self.model, self.dtype) <= PACKED
         self.layers = [_Layer(layer, f"model.layers.{i}", role.adapter, self.dtype, packed=packed) for i, layer in enumerate(self.model.base_model.layers)]
         self.head = _Linear([("lm_head", self.model.get_output_embeddings())], None, torch.float32, packed=packed)
         self.heads, self.width = config.num_key_value_heads, self.layers[0].width
         self.columns = self.column = 0
-        self.keys = [torch.zeros(0, self.heads, self.width, 0, dtype=self.dtype) for _ in self.layers]  # [b, K, d, C]: queries times it need no transpose
-        self.values = [torch.zeros(0, self.heads, 0, self.width, dtype=self.dtype) for _ in self.layers]
-        self.lengths = torch.zeros(0, dtype=torch.long)
+        self.keys = [torch.zeros(0, self.heads, self.width, 0, dtype=self.dtype, device=self.device) for _ in self.layers]  # [b, K, d, C]: queries times it need no transpose
+        self.values = [torch.zeros(0, self.heads, 0, self.width, dtype=self.dtype, device=self.device) for _ in self.layers]
+        self.lengths = torch.zeros(0, dtype=torch.long)  # which rows there are and how long is kept on the CPU
 
     # -- rows ----------------------------------------------------------------------------------------------------
     def admit(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -57,11 +58,11 @@ class LeanDecoder:
             places.setdefault(tuple(prompt), []).append(place)
         pack = Pack(list(places))
         owners = list(places.values())
-        logits = torch.empty(len(prompts), self.model.get_output_embeddings().weight.shape[0])
+        logits = torch.empty(len(prompts), self.model.get_output_embeddings().weight.shape[0], device=self.device)
         for part in pack.cut(PREFILL):
             of = [(source, place) for source, own in enumerate(owners[part.start : part.stop]) for place in own]
             source, place = torch.tensor(of).T
-            logits[place] = self._prefill(pack.select(part), source, place + first)[source]
+            logits[place] = self._prefill(pack.select(part).on(self.device), source, place + first)[source]
         return logits
 
     def keep(self, rows: Tensor) -> None:
@@ -71,6 +72,7 @@ class LeanDecoder:
         if len(to):
             source = rows[to]
             at = slice(max(0, self.column - int(self.lengths[source].max())), self.column)
+            to, source = to.to(self.device), source.to(self.device)
             for keys, values in zip(self.keys, self.values, strict=True):
                 keys[to, :, :, at] = keys[source][..., at]
                 values[to, :, at] = values[source][:, :, at]
@@ -89,7 +91,7 @@ class LeanDecoder:
             self.keys[index][:b, :, :, new], self.values[index][:b, :, new] = keys[:b, :, :, old], values[:b, :, old]
         self.column = column
         context = getattr(self.model.config, "max_position_embeddings", None) or self.columns
-        self.turn = llama.turns(self.model, min(self.columns, context), torch.zeros(0))  # rope that stretches beyond the context must not hear of a column there
+        self.turn = llama.turns(self.model, min(self.columns, context), torch.zeros(0, device=self.device))  # rope that stretches beyond the context must not hear of a column there
 
     # -- forward -------------------------------------------------------------------------------------------------
     def _prefill(self, pack: Pack, source: Tensor, rows: Tensor) -> Tensor:
@@ -100,7 +102,7 @@ class LeanDecoder:
         lengths, longest = torch.tensor(pack.lengths), pack.shape[1]
         back = torch.arange(longest - 1, -1, -1)  # right-aligned; in front of a shorter prompt its first token stands, unseen
         tokens = torch.tensor(pack.starts)[:, None] + (lengths[:, None] - 1 - back).clamp(min=0)
-        tokens, at = tokens[source].flatten(), slice(self.column - longest, self.column)
+        tokens, rows, at = tokens[source].flatten().to(self.device), rows.to(self.device), slice(self.column - longest, self.column)
         for index, layer in enumerate(self.layers):
             qk, v = layer.project(x)
             q, k = qk.split((layer.heads, self.heads), -2)
@@ -118,8 +120,8 @@ class LeanDecoder:
             self._lay(len(tokens))
         b = len(tokens)
         rows = _up(b, ROWS)
-        lengths = F.pad(self.lengths, (0, rows - b))
-        x = F.embedding(F.pad(tokens, (0, rows - b)), self.model.get_input_embeddings().weight).float()
+        lengths, tokens = (F.pad(x, (0, rows - b)).to(self.device) for x in (self.lengths, tokens))
+        x = F.embedding(tokens, self.model.get_input_embeddings().weight).float()
         look = fused.LookBack(self.turn, lengths, self.column, self.columns, self.layers[0].scale, self.dtype)
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
             qk, v = layer.project(x)
@@ -204,7 +206,7 @@ def _side_by_side(adapter: Adapter, paths: Sequence[str], modules: Sequence[nn.L
     pairs = [adapter.pair(path) for path in paths]
     if not any(pairs):
         return None
-    both = [p or (torch.zeros(0, m.weight.shape[1]), torch.zeros(len(m.weight), 0)) for p, m in zip(pairs, modules, strict=True)]
+    both = [p or tuple(torch.zeros(shape, device=m.weight.device) for shape in ((0, m.weight.shape[1]), (len(m.weight), 0))) for p, m in zip(pairs, modules, strict=True)]
     return torch.cat([a for a, _ in both]).mul(adapter.scale).to(dtype), torch.block_diag(*[b for _, b in both]).T.to(dtype)
 
 

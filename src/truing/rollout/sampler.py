@@ -27,7 +27,10 @@ REFILL = 8  # new rows join when this share (1 / REFILL) of the places is free: 
 
 
 class Decoder(Protocol):
-    """Rows of token sequences under way. ``joins`` says whether rows can be admitted while others are going."""
+    """Rows of token sequences under way. ``joins`` says whether rows can be admitted while others are going.
+
+    Tokens and rows come on the CPU, whatever the device of the model; logits are given where they are made.
+    """
 
     joins: bool
 
@@ -111,7 +114,7 @@ class _Made:
     def draw(self, rows: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """A token for each of these rows, and whether it is the row's last."""
         t = self.lengths[rows]
-        drawn, self.logp[rows, t] = draw(logits, self.uniform_BT[rows, t], self.temperature, self.sampling)
+        drawn, self.logp[rows, t] = (x.cpu() for x in draw(logits, self.uniform_BT[rows, t], self.temperature, self.sampling))
         self.tokens[rows, t] = drawn
         self.lengths[rows] = t + 1
         self.finished[rows] = stopped = self.stops.stopped(rows, drawn)

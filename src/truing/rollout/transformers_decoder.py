@@ -17,23 +17,23 @@ class TransformersDecoder:
 
     def __init__(self, role: Role) -> None:
         self.role = role
-        self.model = role.backbone.model
+        self.model, self.device = role.backbone.model, role.backbone.device
 
     def admit(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        lengths = torch.tensor([len(p) for p in prompts])
-        longest = int(lengths.max())
-        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
-        self.mask = (torch.arange(longest) >= (longest - lengths)[:, None]).long()
-        self.lengths, self.past = lengths, None
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=self.device)
+        self.lengths, self.past = torch.tensor([len(p) for p in prompts], device=self.device), None
+        self.mask = (torch.arange(longest, device=self.device) >= (longest - self.lengths)[:, None]).long()
         return self._forward(ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
 
     def step(self, tokens: Tensor) -> Tensor:
-        self.mask = torch.cat([self.mask, torch.ones(len(tokens), 1, dtype=torch.long)], 1)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
         positions = self.lengths[:, None]
         self.lengths = self.lengths + 1
-        return self._forward(tokens[:, None], positions)
+        return self._forward(tokens[:, None].to(self.device), positions)
 
     def keep(self, rows: Tensor) -> None:
+        rows = rows.to(self.device)
         self.mask, self.lengths = self.mask[rows], self.lengths[rows]
         self.past.batch_select_indices(rows)  # type: ignore[attr-defined]
 
