@@ -41,7 +41,7 @@ def moved(backbone: Backbone, seed: int = 1) -> object:
     with torch.no_grad():
         for name, p in adapter.tensors().items():
             if name.endswith(".B"):
-                p.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
+                p.copy_(torch.empty(p.shape).normal_(std=0.05, generator=torch.Generator().manual_seed(len(name))))
     return adapter
 
 
