@@ -15,7 +15,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST   := $(TEST_ENV) $(BIN)/python -m pytest
 PARALLEL := -n logical --maxprocesses 8 --dist loadfile
 
-.PHONY: help install demo test test-all check mutate bench bench-peers bench-table bench-profile clean
+.PHONY: help install demo test test-all check mutate bench bench-gpu bench-peers bench-table bench-profile clean
 
 help:
 	@echo "make demo      align a real 135M model with PPO and report whether it worked (ARGS='--quick' for a tiny one)"
@@ -24,6 +24,7 @@ help:
 	@echo "make mutate    break the mathematics in every small way; a test must fail each time (ARGS='kl planning' for some files)"
 	@echo "make bench     Truing beside its peers, row by row, into docs/performance.md (ARGS='decode ppo --model small' for some; PEERS=folder of their virtual environment)"
 	@echo "               make bench-table writes the tables again, make bench-profile ARGS=ppo shows where the time of one unit goes"
+	@echo "make bench-gpu decoding, SFT and PPO at 0.5B and 1.5B on a CUDA GPU, into benchmarks/results-gpu.json (ARGS=--rehearse tries its code on the CPU)"
 	@echo "make clean     remove .venv and build products; runs/ stays"
 
 install: $(STAMP)
@@ -61,6 +62,9 @@ TRL_PPO_RELEASE := trl==1.12.0
 
 bench: $(STAMP) $(PEERS_STAMP)
 	PEERS=$(PEERS) TRL_PPO=$(TRL_PPO) $(BIN)/python -m benchmarks $(ARGS)
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-peers: $(PEERS_STAMP)
 

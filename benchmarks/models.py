@@ -25,12 +25,16 @@ class Size:
     key_value_heads: int
     feed_forward: int
     context: int = 1024
+    family: str = "llama"
+    tied: bool = False
 
 
 SIZES = {
     "small": Size(4096, 256, 6, 8, 4, 688),  # 7M parameters
     "medium": Size(8192, 640, 10, 10, 5, 1920),  # 60M
     "tiny": Size(64, 32, 2, 4, 2, 64),  # for the suite's own test
+    "qwen2-0.5b": Size(151_936, 896, 24, 14, 2, 4864, family="qwen2", tied=True),  # for GPUs
+    "qwen2-1.5b": Size(151_936, 1536, 28, 12, 2, 8960, family="qwen2", tied=True),
 }
 NAMES = (*SIZES, "smollm2-135m")
 
@@ -71,20 +75,20 @@ def reward_of(name: str, *, lora: bool) -> Path:
 def _write(size: Size, folder: Path) -> None:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     special = {"<pad>": PAD, "<end>": END, "<unknown>": UNKNOWN}
     words = special | {f"t{i}": i for i in range(len(special), size.vocabulary)}
     core = Tokenizer(models.WordLevel(words, unk_token="<unknown>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>", padding_side="left", model_max_length=size.context)
-    config = LlamaConfig(
-        vocab_size=size.vocabulary, hidden_size=size.hidden, num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.key_value_heads,
-        intermediate_size=size.feed_forward, max_position_embeddings=size.context, rms_norm_eps=1e-5, tie_word_embeddings=False, pad_token_id=PAD, eos_token_id=END, bos_token_id=None,
+    config = AutoConfig.for_model(
+        size.family, vocab_size=size.vocabulary, hidden_size=size.hidden, num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.key_value_heads,
+        intermediate_size=size.feed_forward, max_position_embeddings=size.context, rms_norm_eps=1e-5, tie_word_embeddings=size.tied, pad_token_id=PAD, eos_token_id=END, bos_token_id=None,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config).float()
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)

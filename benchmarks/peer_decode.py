@@ -1,7 +1,7 @@
 """A chair: transformers' own generation, of a model as it is loaded.
 
 Asks: ``model`` (a folder), ``how`` (dynamic, static, continuous), ``dtype``, ``lengths`` (most new tokens of each sequence), ``prompt``, ``slots`` (sequences at
-once), ``stops`` (how many ids end a sequence; 0 = none). A batch of ``generate`` waits for its longest sequence; the padding behind the others is not counted.
+once), ``device``, ``stops`` (how many ids end a sequence; 0 = none). A batch of ``generate`` waits for its longest sequence; the padding behind the others is not counted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def play(turns: Any, asks: dict[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    model = AutoModelForCausalLM.from_pretrained(asks["model"], dtype=getattr(torch, asks.get("dtype", "float32"))).eval()
+    model = AutoModelForCausalLM.from_pretrained(asks["model"], dtype=getattr(torch, asks.get("dtype", "float32"))).eval().to(asks.get("device", "cpu"))
     model.generation_config.eos_token_id = None  # every sequence runs to its length
     limits: list[int] = asks["lengths"]
     slots = asks.get("slots") or len(limits)
@@ -30,7 +30,7 @@ def play(turns: Any, asks: dict[str, Any]) -> None:
         config = GenerationConfig(eos_token_id=ends or None, **drawn, **({"cache_implementation": "static"} if asks["how"] == "static" else {}))
         made = 0
         for first in range(0, len(prompts), slots):
-            ids = torch.tensor(prompts[first : first + slots])
+            ids = torch.tensor(prompts[first : first + slots], device=model.device)
             rows = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)[:, ids.shape[1] :]
             made += tokens.said(rows.tolist(), ends)
         return made

@@ -1,7 +1,7 @@
 """A chair: Truing's sampler, as PPO calls it.
 
 Asks: ``model`` (a folder), ``dtype``, ``lora`` (an adapter is there, and is merged for the rollout), ``lengths`` (most new tokens of each sequence), ``prompt``,
-``slots`` (sequences at once), ``stops`` (how many ids end a sequence; 0 = none).
+``slots`` (sequences at once), ``device``, ``stops`` (how many ids end a sequence; 0 = none).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def play(turns: Any, asks: dict[str, Any]) -> None:
 
     bfloat16 = asks["dtype"] == "bfloat16"
     adapted = asks.get("lora", False)
-    backbone, source = open_backbone(asks["model"], Stage(model=asks["model"], dtype=asks["dtype"], lora=Lora() if adapted or bfloat16 else None))
+    backbone, source = open_backbone(asks["model"], Stage(model=asks["model"], dtype=asks["dtype"], lora=Lora() if adapted or bfloat16 else None, device=asks.get("device", "cpu")))
     role = policy_role(backbone, source, seed=0, purpose="policy") if adapted else Role(backbone)
     limits: list[int] = asks["lengths"]
     vocabulary = int(backbone.model.config.vocab_size)

@@ -16,7 +16,7 @@ if not (ROOT / "benchmarks").is_dir():
     pytest.skip("a source distribution does not carry the benchmarks", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import growth, profiling, roofline, rows, side_by_side, startup, table, tokens, turns  # noqa: E402
+from benchmarks import gpu, growth, profiling, roofline, rows, side_by_side, startup, table, tokens, turns  # noqa: E402
 from benchmarks.goals import GOALS, goal_of  # noqa: E402
 from benchmarks.models import folder_of  # noqa: E402
 from benchmarks.results import FILE, load, result, save  # noqa: E402
@@ -257,3 +257,35 @@ def test_the_committed_results_are_whole_and_their_table_is_in_the_documentation
     assert len({r.key for r in found}) == len(found)
     page = table.PAGE.read_text()
     assert table.put(page, table.render(found)) == page, "docs/performance.md is not of these results: python -m benchmarks.table"
+
+
+# -- the GPU's benchmark ---------------------------------------------------------------------------------------------------------
+ONE = {"hidden_size": 2, "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 3, "num_hidden_layers": 1, "vocab_size": 5}
+
+
+def test_what_decoding_must_read_and_learning_must_multiply():
+    """A layer of 4 * (1 + 1 + 1 + 1) + 3 * 6 = 34 weights, a head of 10; keys and values of a token are 2 * 2 numbers."""
+    assert gpu.bytes_of_a_step(ONE, rows=2, length=10) == 2 * 34 + 2 * 10 * 4 * 2 + 4 * 10
+    forward = 2 * 34 * 3 + 4 * 2 * (1 + 2 + 3) + 2 * 10 * 2  # three tokens are read, attention over 1, 2 and 3 keys; two are predicted
+    assert gpu.operations(ONE, 3, lora=False) == 3 * forward and gpu.operations(ONE, 3, lora=True) == 2 * forward
+
+
+def test_the_gpu_benchmark_is_rehearsed_on_the_cpu():
+    before = gpu.FILE.read_text() if gpu.FILE.exists() else None
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", "--rehearse"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    rows = {row["unit"]: row for row in found["rows"]}
+    assert list(rows) == list(gpu.UNITS[1:]) and all(row["seconds"] > 0 and row["peak_mib"] > 50 and row["facts"]["dtype"] == "bfloat16" for row in rows.values())
+    assert rows["decode"]["share_of_bandwidth"] > 0 < rows["generate"]["share_of_bandwidth"] and rows["sft"]["mfu"] > 0 < rows["sft-lora"]["mfu"]
+    assert not rows["sft"]["facts"]["lora"] and rows["sft-lora"]["facts"]["lora"] and set(rows["ppo"]["phases"]) == {"generate", "trunk", "score", "reference", "update"}
+    assert (gpu.FILE.read_text() if gpu.FILE.exists() else None) == before, "a rehearsal's figures must not be kept"
+
+
+def test_without_a_gpu_its_benchmark_says_so():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == "" and "needs a CUDA GPU" in done.stderr and "Traceback" not in done.stderr
