@@ -240,6 +240,7 @@ class Killer:
             raise Killed
 
 
+@pretended  # a real one's kernels may add in another order each time
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "every weight"])
 def test_a_killed_run_goes_on_to_the_same_bits(lora: Any, world: Path, tmp_path: Path) -> None:
     """Weights and moments are saved as tensors of the CPU and loaded back to the device, the step's number of Adam too."""

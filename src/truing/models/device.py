@@ -22,7 +22,8 @@ def find(name: str, place: str) -> torch.device:
         if not torch.cuda.is_available():
             why = "is built without CUDA" if torch.version.cuda is None else "finds no GPU it can use"
             raise ConfigError(f"{place}=cuda: PyTorch {torch.__version__} {why}; use device: cpu, or a machine with a GPU and a PyTorch built for it")
-        torch.backends.cuda.matmul.allow_tf32 = False  # float32 is float32, whatever the process was told before: tf32 has 11 bits
+        if torch.backends.cuda.matmul.fp32_precision == "tf32":
+            torch.backends.cuda.matmul.allow_tf32 = False  # float32 is float32, whatever the process was told before: tf32 has 11 bits
     return torch.device(name)
 
 
