@@ -44,7 +44,8 @@ class Timed:
 
     def __init__(self, device: str, rounds: int) -> None:
         self.facts: dict[str, Any] = {}
-        self.device, self.rounds, self.laps = device, rounds, []  # type: tuple[str, int, list[dict[str, Any]]]
+        self.laps: list[dict[str, Any]] = []
+        self.device, self.rounds = device, rounds
         self._began = stamp(device)
 
     def count_optimiser_steps(self) -> None:
@@ -198,7 +199,7 @@ def _apart(name: str, model: str, device: str, size: dict[str, int]) -> dict[str
     except (IndexError, ValueError):
         if name == "limits":
             raise SystemExit(f"the GPU's limits could not be measured:\n{done.stderr[-2000:]}") from None
-        return {"error": done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]}
+        return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
 
 
 def main() -> None:
