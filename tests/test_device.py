@@ -13,7 +13,7 @@ import torch
 import grpo_tiny
 import ppo_tiny
 from pretended import REAL, Pretended, gpu
-from test_models_attention import away, drawn, plain
+from test_models_attention import away, drawn, wanted_of
 from test_models_backbone import gpt2, moved, small
 from truing.config import SFT, Evaluate, Lora, Reward, Sampling, Stage, make_recipe
 from truing.errors import ConfigError
@@ -25,7 +25,7 @@ from truing.methods.grpo import grpo
 from truing.methods.ppo import ppo
 from truing.methods.reward_model import reward_model
 from truing.methods.sft import sft
-from truing.models import attention, device, fused
+from truing.models import attention, attention_plain, device, fused
 from truing.models.backbone import Backbone
 from truing.models.pack import Pack
 from truing.models.roles import Role, open_backbone, open_role, wants_bfloat16
@@ -87,7 +87,7 @@ def test_the_pretended_gpu_allows_what_cuda_allows() -> None:
 PLANTED: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
     "a pack that stays on the CPU": (lambda m: m.setattr(Pack, "on", lambda self, _: self), "same device"),
     "compiled passes on memory of the device": (lambda m: m.setattr(fused, "passes", lambda x, dtype: fused_passes(dtype)), "address of memory"),
-    "attention of the CPU": (lambda m: m.setattr(attention, "_form", lambda *_: (attention._flash, attention._flash_backward)), "Could not run"),
+    "attention of the CPU": (lambda m: m.setattr(attention_plain, "_form", lambda *_: (attention_plain._flash, attention_plain._flash_backward)), "Could not run"),
     "adapters that stay on the CPU": (lambda m: m.setattr(Backbone, "device", device.CPU), "same device"),
     "scores that stay on the device": (lambda m: m.setattr(torch.Tensor, "cpu", lambda self: self), "same device|can't convert cuda"),
 }
@@ -112,9 +112,10 @@ def test_a_planted_bug_of_devices_is_caught(bug: str, world: Path, tmp_path: Pat
 # -- pieces --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("lengths", [[1], [2, 1], [129, 100], [513, 400]], ids=str)
 def test_the_gpus_form_of_attention_is_pytorchs(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_form", lambda *_: (attention._chosen, attention._chosen_backward))
+    monkeypatch.setattr(attention, "passes", lambda x, dtype: None)
+    monkeypatch.setattr(attention_plain, "_form", lambda *_: (attention_plain._chosen, attention_plain._chosen_backward))
     pack, qkv, turn, g = drawn(lengths, 2, 3)
-    found, wanted = attention.attend(*qkv, pack, turn, 0.4), plain(pack, *qkv, turn)
+    found, wanted = attention.attend(*qkv, pack, turn, 0.4), wanted_of(pack, *qkv, turn)
     assert away(found, wanted) < 1e-6
     gradients = zip(torch.autograd.grad(found, qkv, g), torch.autograd.grad(wanted, qkv, g.double()), strict=True)
     assert lengths == [1] or max(away(a, b.double()) for a, b in gradients) < 2e-6

@@ -129,7 +129,7 @@ def test_what_a_preset_sets_can_be_set_otherwise() -> None:
 def test_parts_are_half_as_large_where_every_weight_is_trained() -> None:
     given = {"prompts": "none", "max_length": 256}
     parts = [GRPO(**given, **more).micro_tokens for more in ({}, {"lora": None}, {"lora": None, "micro_tokens": 4096}, {"lora": {"rank": 4}}, {"preset": "dapo", "lora": None})]
-    assert parts == [2048, 1024, 4096, 2048, 1024]
+    assert parts == [2048, 1280, 4096, 2048, 1280]
 
 
 def test_presets_meet_where_their_papers_say_so() -> None:

@@ -12,7 +12,7 @@ from truing.config.options import Divergence, Frozen, Positive, Sampling, Scores
 _TOKEN = {"ratio": "token", "clip": "surrogate", "clip_low": 0.2, "clip_high": 0.2}
 _PLAIN = {"ratio": "none", "clip": "none", "reduction": "sum"}
 _LEASH = {"kl": {"coef": 0.05, "place": "reward"}}
-EVERY_WEIGHT = 1024  # micro_tokens without LoRA
+EVERY_WEIGHT = 1280  # micro_tokens without LoRA
 
 PRESETS: dict[str, dict[str, Any]] = {
     # DeepSeekMath, Shao et al. 2024 (2402.03300), equation 3; its beta and its own k3
@@ -109,7 +109,7 @@ class GRPO(Stage):
     def _preset(cls, data: Any) -> Any:
         """What the preset sets, and over it what was given: the recipe that is written down has every value.
 
-        Gradients and moments of every weight leave less room for activations: without LoRA, parts are half as large unless the recipe says otherwise.
+        Gradients and moments of every weight leave less room for activations: without LoRA, parts are smaller unless the recipe says otherwise.
         """
         name = data.get("preset", "grpo") if isinstance(data, Mapping) else None
         if not isinstance(name, str) or name not in PRESETS:

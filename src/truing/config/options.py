@@ -41,7 +41,7 @@ class Stage(Frozen):
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="of the learning rate after warm-up; linear and cosine fall to 0")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW, not of the loss")
     grad_clip: Annotated[float, Field(gt=0)] = Field(1.0, description="global gradient norm")
-    micro_tokens: Positive = Field(2048, description="most tokens in one forward and backward; changes memory, never the result. grpo with lora: null has 1024 by default")
+    micro_tokens: Positive = Field(2048, description="most tokens in one forward and backward; changes memory, never the result. grpo with lora: null has 1280 by default")
     checkpointing: bool = Field(False, description="keep only each layer's input for backward and make the rest again: about a third more time, a fraction of the memory, the same gradients")
     max_length: Positive = Field(1024, description="most tokens of prompt + completion")
     on_bad: Literal["error", "skip", "quarantine"] = Field("error", description="what to do with a bad row of data")

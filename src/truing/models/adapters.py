@@ -26,17 +26,18 @@ class Adapter(nn.Module):
         self.options = options
         self.scale = options.alpha / options.rank
         self.weights = nn.ParameterDict()
-        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        self._names = {path: (_key(path, "A"), _key(path, "B")) for path in shapes}
         for index, (path, (out_features, in_features)) in enumerate(shapes.items()):
+            a, b = self._names[path]
             bound = 1.0 / math.sqrt(in_features)
             uniform = torch.rand(options.rank, in_features, generator=generator(seed, purpose, index))
-            self.weights[_key(path, "A")] = nn.Parameter((2 * uniform - 1) * bound)
-            self.weights[_key(path, "B")] = nn.Parameter(torch.zeros(out_features, options.rank))
-            self._pairs[path] = self.weights[_key(path, "A")], self.weights[_key(path, "B")]
+            self.weights[a] = nn.Parameter((2 * uniform - 1) * bound)
+            self.weights[b] = nn.Parameter(torch.zeros(out_features, options.rank))
 
     def pair(self, path: str) -> tuple[Tensor, Tensor] | None:
         """(A, B) of a linear layer, or None when it is not adapted."""
-        return self._pairs.get(path)
+        names = self._names.get(path)
+        return None if names is None else (self.weights[names[0]], self.weights[names[1]])
 
     def tensors(self) -> dict[str, Tensor]:
         return {name.replace("|", "."): p for name, p in self.weights.items()}

@@ -1,18 +1,17 @@
 """Linear layers that read the same input, with their adapters: forward and backward written out.
 
 ``y = x W^T + b + (alpha / rank) (x A^T) B^T``. Products run in the precision of ``x``; weights of another are cast for the one product and
-their gradients come back in their own. The adapters' A stand stacked, so that the input is read once for all of them; both are cast once an update.
+their gradients come back in their own. The adapters' A stand stacked, so that the input is read once for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from truing.models.adapters import Adapter
 
@@ -44,7 +43,7 @@ def forward(x: Tensor, parts: Sequence[Part], scale: float) -> tuple[list[Tensor
         return found, None
     low = F.linear(x, _stacked(parts, scale, x.dtype))
     for (y, b), own in zip(adapted, low.chunk(len(adapted), 1), strict=True):
-        y.addmm_(own, _cast(b, x.dtype).t())
+        y.addmm_(own, b.to(x.dtype).t())
     return found, low
 
 
@@ -63,7 +62,7 @@ def backward(gs: Sequence[Tensor], x: Tensor, low: Tensor | None, parts: Sequenc
             found[4 * i + 1] = g.sum(0, dtype=p.weight.dtype)
     if low is None:
         return g_x, found
-    g_low = torch.cat([gs[i] @ _cast(b, x.dtype) for i in adapted if (b := parts[i].b) is not None], 1)
+    g_low = torch.cat([gs[i] @ b.to(x.dtype) for i in adapted if (b := parts[i].b) is not None], 1)
     if g_x is not None:
         g_x.addmm_(g_low, _stacked(parts, scale, g_low.dtype))
     if any(wanted[4 * i + 3] for i in adapted):
@@ -81,21 +80,4 @@ def reads_input(wanted: Sequence[bool]) -> bool:
 
 
 def _stacked(parts: Sequence[Part], scale: float, dtype: torch.dtype) -> Tensor:
-    every = [p.a for p in parts if p.a is not None]
-    return _once(every, (scale, dtype), lambda: (torch.cat(every) * scale).to(dtype))
-
-
-def _cast(b: Tensor, dtype: torch.dtype) -> Tensor:
-    return b if b.dtype == dtype else _once([b], (dtype,), lambda: b.to(dtype))
-
-
-_MADE = WeakTensorKeyDictionary()
-
-
-def _once(of: Sequence[Tensor], how: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-    """What was made of some tensors the last time, if none has changed since: every part of a batch, forward and backward, asks for the same."""
-    now = (*how, *((x.data_ptr(), x._version) for x in of))
-    found = _MADE.get(of[0])
-    if found is None or found[0] != now:
-        found = _MADE[of[0]] = now, make()
-    return found[1]
+    return (torch.cat([p.a for p in parts if p.a is not None]) * scale).to(dtype)
