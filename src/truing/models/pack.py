@@ -1,7 +1,7 @@
-"""A batch of sequences laid end to end: no padding work in anything but attention.
+"""A batch of sequences laid end to end: no padding work, but in attention that is not compiled.
 
-Shapes: N tokens in all, B sequences, T the longest of them. `Pack.grid` and `Pack.flat` move between the packed layout
-``[N, ...]`` and the right-padded one ``[B, T, ...]`` that attention uses (causal attention over right padding needs no mask).
+Shapes: N tokens in all, B sequences, T the longest of them; sequence b has the tokens from ``bounds[b]`` to ``bounds[b + 1]``. `Pack.grid` and `Pack.flat`
+move between the packed layout ``[N, ...]`` and the right-padded one ``[B, T, ...]`` (causal attention over right padding needs no mask).
 """
 
 from __future__ import annotations
