@@ -53,8 +53,6 @@ GOALS: dict[tuple[str, str, str], Goal] = {
     ("ppo", "default", "memory"): most(0.4),
     ("grpo", "float32", "speed"): least(1.7),
     ("grpo", "float32", "memory"): most(0.6),
-    ("grpo", "float32, micro_tokens 768", "speed"): least(1.7),
-    ("grpo", "float32, micro_tokens 768", "memory"): most(0.6),
     ("grpo", "bfloat16", "speed"): least(2.8),
     ("grpo", "bfloat16", "memory"): most(0.6),
     ("sft", "float32", "speed"): least(1),

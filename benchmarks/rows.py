@@ -165,8 +165,6 @@ MIXED = tokens.log_uniform(1024, 8, 127, seed=4)
 A_PACK = round(8 * 128 / (sum(MIXED) / len(MIXED)))  # sequences that fill eight rows of 128
 
 
-SMALL_PARTS = "float32, micro_tokens 768"
-
 # -- rollouts -----------------------------------------------------------------------------------------------------------------
 def ppo(settings: Settings, model: str) -> list[Result]:
     """Four models; on the peer's side and with float32 each of the whole size, by default four roles on one backbone."""
@@ -186,7 +184,6 @@ def grpo(settings: Settings, model: str) -> list[Result]:
     chairs = [
         *(settings.peer(name, "peer_rollouts", **shared, **more) for name, more in TRL.items()),
         *(Chair(dtype, "truing_rollouts", {**shared, "reward": "benchmarks.tokens:sevens", "options": settings.precise(dtype)}) for dtype in PRECISIONS),
-        Chair(SMALL_PARTS, "truing_rollouts", {**shared, "reward": "benchmarks.tokens:sevens", "options": {**settings.precise("float32"), "micro_tokens": 768}}),
     ]
     played = settings.play("grpo", model, chairs)
     _same_precision(played)
