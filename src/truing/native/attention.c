@@ -9,7 +9,12 @@
 #define UP(n) (((n) + L - 1) / L * L)
 
 /* sixteen numbers' places, for a 16 x 16 transposition in four exchanges */
-#define EXCHANGE(w, LOW, HIGH) for (int i = 0; i < L; i++) if (!(i & (w))) { V a = x[i], b = x[i + (w)]; x[i] = __builtin_shuffle(a, b, LOW); x[i + (w)] = __builtin_shuffle(a, b, HIGH); }
+#define EXCHANGE(w, LOW, HIGH) \
+    for (int i = 0; i < L; i++) if (!(i & (w))) { \
+        V a = x[i], b = x[i + (w)]; \
+        x[i] = __builtin_shuffle(a, b, LOW); \
+        x[i + (w)] = __builtin_shuffle(a, b, HIGH); \
+    }
 static inline void transpose(V x[L]) {
     EXCHANGE(8, ((I){0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}), ((I){8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31}))
     EXCHANGE(4, ((I){0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27}), ((I){4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31}))
@@ -18,7 +23,8 @@ static inline void transpose(V x[L]) {
 }
 
 /* -- small products: c[i][j] = (c[i][j] +) sum over k of a[i r + k s] b[k][j], of eight rows and one or two vectors in registers ---------------- */
-static inline __attribute__((always_inline)) void panel(const float *a, int64_t r, int64_t s, const float *b, int64_t b_row, float *c, int64_t c_row, int64_t depth, int more, const int vectors) {
+static inline __attribute__((always_inline)) void panel(const float *a, int64_t r, int64_t s, const float *b, int64_t b_row, float *c, int64_t c_row, int64_t depth,
+                                                        int more, const int vectors) {
     V t[8][2];
     #pragma GCC unroll 8
     for (int i = 0; i < 8; i++)
@@ -39,7 +45,8 @@ static inline __attribute__((always_inline)) void panel(const float *a, int64_t 
         for (int w = 0; w < vectors; w++) write(c + i * c_row + w * L, t[i][w], L);
 }
 
-static void product(const float *a, int64_t r, int64_t s, const float *b, int64_t b_row, float *c, int64_t c_row, int64_t rows, int64_t depth, int64_t columns, int more) {
+static void product(const float *a, int64_t r, int64_t s, const float *b, int64_t b_row, float *c, int64_t c_row, int64_t rows, int64_t depth, int64_t columns,
+                    int more) {
     for (int64_t j = 0; j < columns; j += 2 * L)
         for (int64_t i = 0; i < rows; i += 8)
             if (columns - j > L) panel(a + i * r, r, s, b + j, b_row, c + i * c_row + j, c_row, depth, more, 2);
@@ -71,7 +78,7 @@ static inline void back(const float *x, const float *cosine, const float *sine, 
 
 /* n of them one after the other, and zeros up to whole vectors of them */
 static inline void heads_in(const T *x, int64_t apart, const float *cosine, const float *sine, float scale, float *out, int64_t n, int64_t d) {
-    for (int64_t t = 0; t < n; t++) in(x + t * apart, cosine ? cosine + t * d : NULL, sine + t * d, scale, out + t * UP(d), d);
+    for (int64_t t = 0; t < n; t++) in(x + t * apart, cosine ? cosine + t * d : NULL, cosine ? sine + t * d : NULL, scale, out + t * UP(d), d);
     memset(out + n * UP(d), 0, sizeof(float) * (UP(n) - n) * UP(d));
 }
 
@@ -111,8 +118,8 @@ static inline __attribute__((always_inline)) void powers(float *s, int64_t first
 }
 
 /* -- forward: q [N, heads groups, d], k and v [N, heads, d], whose rows lie so far apart; sequence i has the rows from starts[i] to starts[i + 1] ------- */
-void attention(const T *q, int64_t q_row, const T *k, int64_t k_row, const T *v, int64_t v_row, const int64_t *starts, const float *cosine, const float *sine, float scale, T *out,
-               int64_t sequences, int64_t longest, int64_t heads, int64_t groups, int64_t d) {
+void attention(const T *q, int64_t q_row, const T *k, int64_t k_row, const T *v, int64_t v_row, const int64_t *starts, const float *cosine, const float *sine,
+               float scale, T *out, int64_t sequences, int64_t longest, int64_t heads, int64_t groups, int64_t d) {
     int64_t most_keys = UP(longest), wide = UP(d);
     #pragma omp parallel
     {
@@ -129,7 +136,8 @@ void attention(const T *q, int64_t q_row, const T *k, int64_t k_row, const T *v,
                 for (int64_t g = 0; g < groups; g += 2) {
                     int64_t vectors = groups - g < 2 ? 1 : 2, keys = first + L, real = n - first < L ? n - first : L;
                     for (int64_t w = 0; w < vectors; w++) {
-                        heads_in(q + (start + first) * q_row + (head * groups + g + w) * d, q_row, cosine + first * d, sine + first * d, scale, query + w * L * wide, real, d);
+                        const T *from = q + (start + first) * q_row + (head * groups + g + w) * d;
+                        heads_in(from, q_row, cosine + first * d, sine + first * d, scale, query + w * L * wide, real, d);
                         columns_of(query + w * L * wide, wide, query_t + w * L, vectors * L);
                     }
                     product(key, wide, 1, query_t, vectors * L, scores, vectors * L, keys, d, vectors * L, 0);
@@ -138,8 +146,10 @@ void attention(const T *q, int64_t q_row, const T *k, int64_t k_row, const T *v,
                     else powers(scores, first, keys, share, 1);
                     product(scores, 1, vectors * L, value, wide, mixed, wide, vectors * L, keys, wide, 0);
                     for (int64_t w = 0; w < vectors; w++)
-                        for (int64_t t = 0; t < real; t++)
-                            OVER(d) put(out + ((start + first + t) * heads * groups + head * groups + g + w) * d + j, read(mixed + (w * L + t) * wide + j, m) * share[w][t], m);
+                        for (int64_t t = 0; t < real; t++) {
+                            T *to = out + ((start + first + t) * heads * groups + head * groups + g + w) * d;
+                            OVER(d) put(to + j, read(mixed + (w * L + t) * wide + j, m) * share[w][t], m);
+                        }
                 }
         }
         free(room);
@@ -147,14 +157,15 @@ void attention(const T *q, int64_t q_row, const T *k, int64_t k_row, const T *v,
 }
 
 /* -- backward: with P = softmax(S) and out = P v, dP = dout v^T and dS = P (dP - sum(P dP)) ------------------------------------------------------ */
-void attention_backward(const T *given, const T *q, int64_t q_row, const T *k, int64_t k_row, const T *v, int64_t v_row, const int64_t *starts, const float *cosine, const float *sine, float scale,
-                        T *g_q, T *g_k, T *g_v, int64_t sequences, int64_t longest, int64_t heads, int64_t groups, int64_t d) {
+void attention_backward(const T *given, const T *q, int64_t q_row, const T *k, int64_t k_row, const T *v, int64_t v_row, const int64_t *starts, const float *cosine,
+                        const float *sine, float scale, T *g_q, T *g_k, T *g_v, int64_t sequences, int64_t longest, int64_t heads, int64_t groups, int64_t d) {
     int64_t most_keys = UP(longest), wide = UP(d), step = heads * groups * d;
     #pragma omp parallel
     {
         int64_t size = 4 * most_keys * wide + 2 * L * (5 * wide + 2 * most_keys);
-        float *room = aligned_alloc(64, sizeof(float) * size), *key = room, *value = key + most_keys * wide, *d_key = value + most_keys * wide, *d_value = d_key + most_keys * wide;
-        float *query = d_value + most_keys * wide, *query_t = query + 2 * L * wide, *d_out = query_t + 2 * L * wide, *d_out_t = d_out + 2 * L * wide, *d_query = d_out_t + 2 * L * wide;
+        float *room = aligned_alloc(64, sizeof(float) * size), *key = room, *value = key + most_keys * wide;
+        float *d_key = value + most_keys * wide, *d_value = d_key + most_keys * wide, *query = d_value + most_keys * wide, *query_t = query + 2 * L * wide;
+        float *d_out = query_t + 2 * L * wide, *d_out_t = d_out + 2 * L * wide, *d_query = d_out_t + 2 * L * wide;
         float *weights = d_query + 2 * L * wide, *d_scores = weights + 2 * L * most_keys;
         memset(room, 0, sizeof(float) * size);
         #pragma omp for schedule(dynamic)
@@ -169,7 +180,8 @@ void attention_backward(const T *given, const T *q, int64_t q_row, const T *k, i
                     int64_t vectors = groups - g < 2 ? 1 : 2, row = vectors * L, keys = first + L, real = n - first < L ? n - first : L;
                     int64_t to = ((start + first) * heads * groups + head * groups + g) * d;
                     for (int64_t w = 0; w < vectors; w++) {
-                        heads_in(q + (start + first) * q_row + (head * groups + g + w) * d, q_row, cosine + first * d, sine + first * d, scale, query + w * L * wide, real, d);
+                        const T *from = q + (start + first) * q_row + (head * groups + g + w) * d;
+                        heads_in(from, q_row, cosine + first * d, sine + first * d, scale, query + w * L * wide, real, d);
                         columns_of(query + w * L * wide, wide, query_t + w * L, row);
                         heads_in(given + to + w * d, step, NULL, NULL, 1.0f, d_out + w * L * wide, real, d);
                         columns_of(d_out + w * L * wide, wide, d_out_t + w * L, row);

@@ -1,4 +1,5 @@
-/* Sixteen numbers at a time: reading and writing them in either precision, sums, and e^x. T is what products read, float32 or (BFLOAT16) the upper half of one. */
+/* Sixteen numbers at a time: reading and writing them in either precision, sums, and e^x.
+   T is what products read, float32 or (BFLOAT16) the upper half of one. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
