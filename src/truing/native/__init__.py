@@ -1,4 +1,4 @@
-"""The passes of `kernels.c` and `attention.c`, compiled once by the system's C compiler and kept in the user's cache.
+"""The passes of `kernels.c`, `attention.c` and `low_rank.c`, compiled once by the system's C compiler and kept in the user's cache.
 
 PyTorch makes a pass over memory for every elementwise step. A step's passes in one are several times as fast, so where a compiler is found
 (Linux) they are used; elsewhere their callers do the same in PyTorch. ``TRUING_KERNELS=torch`` asks for that.
@@ -24,7 +24,7 @@ import torch
 from truing.assets import cache_dir
 from truing.errors import ConfigError
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c", "low_rank.c"))
 SHARED = Path(__file__).with_name("vectors.h")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 MODES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
@@ -123,7 +123,9 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     kinds = {"int64_t": ctypes.c_int64, "float": ctypes.c_float}
     for name, arguments in re.findall(r"^void (\w+)\((.*?)\)", "".join(path.read_text() for path in SOURCES), re.MULTILINE | re.DOTALL):
         words = [a.split() for a in arguments.split(",")]
-        function = getattr(found, name)
+        function = getattr(found, name, None)
+        if function is None:  # this processor or precision has no use for it
+            continue
         function.restype = None
         function.argtypes = [ctypes.c_void_p if any("*" in part for part in w) else kinds[w[0]] for w in words]
     return found

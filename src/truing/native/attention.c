@@ -8,33 +8,6 @@
 
 #define UP(n) (((n) + L - 1) / L * L)
 
-/* a 16 x 16 transposition in four exchanges: which of two rows' numbers stand in the first of them afterwards, and which in the second */
-#ifdef __clang__
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (I){__VA_ARGS__})
-#endif
-#define FIRST8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
-#define SECOND8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
-#define FIRST4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
-#define SECOND4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
-#define FIRST2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
-#define SECOND2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
-#define FIRST1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
-#define SECOND1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
-#define EXCHANGE(w) \
-    for (int i = 0; i < L; i++) if (!(i & (w))) { \
-        V a = x[i], b = x[i + (w)]; \
-        x[i] = SHUFFLE(a, b, FIRST##w); \
-        x[i + (w)] = SHUFFLE(a, b, SECOND##w); \
-    }
-static inline void transpose(V x[L]) {
-    EXCHANGE(8)
-    EXCHANGE(4)
-    EXCHANGE(2)
-    EXCHANGE(1)
-}
-
 /* -- small products: c[i][j] = (c[i][j] +) sum over k of a[i r + k s] b[k][j], of eight rows and one or two vectors in registers ---------------- */
 static inline __attribute__((always_inline)) void panel(const float *a, int64_t r, int64_t s, const float *b, int64_t b_row, float *c, int64_t c_row, int64_t depth,
                                                         int more, const int vectors) {

@@ -123,3 +123,55 @@ static inline V power(V x) {
 #endif
 }
 static inline V sigmoid(V x) { return 1.0f / (1.0f + power(-x)); }
+
+/* -- rearranging ------------------------------------------------------------------------------------------------------------ */
+/* a 16 x 16 transposition in four exchanges: which of two rows' numbers stand in the first of them afterwards, and which in the second */
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (I){__VA_ARGS__})
+#endif
+#define FIRST8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define SECOND8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+#define FIRST4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
+#define SECOND4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
+#define FIRST2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define SECOND2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define FIRST1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
+#define SECOND1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
+#define EXCHANGE(w) \
+    for (int i = 0; i < L; i++) if (!(i & (w))) { \
+        V a = x[i], b = x[i + (w)]; \
+        x[i] = SHUFFLE(a, b, FIRST##w); \
+        x[i + (w)] = SHUFFLE(a, b, SECOND##w); \
+    }
+static inline void transpose(V x[L]) {
+    EXCHANGE(8)
+    EXCHANGE(4)
+    EXCHANGE(2)
+    EXCHANGE(1)
+}
+
+/* -- products of pairs, where the processor has them: each lane holds two numbers, the first in its lower half ------------------------------ */
+#if defined(BFLOAT16) && defined(MASKED) && defined(__AVX512BF16__)
+#define PAIRS
+static inline V dot(V sum, U a, U b) { return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); } /* sum + both products */
+static inline U words_at(const uint32_t *x) { return (U)_mm512_loadu_si512(x); }
+static inline void keep(uint32_t *x, U v) { _mm512_storeu_si512(x, (__m512i)v); }
+static inline U word_of(const void *x) { /* one pair, everywhere */
+    int32_t w;
+    memcpy(&w, x, sizeof w);
+    return (U)_mm512_set1_epi32(w);
+}
+static inline U wide(V v) { return (U)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v)); }
+static inline U pair(V a, V b) { return wide(a) | wide(b) << 16; }
+static inline U neighbours(V a, V b) { return (U)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a); } /* a[0] a[1], a[2] a[3], ..., b[14] b[15] */
+/* two rows of up to 32 numbers: the pairs of the first sixteen columns, and of the others */
+static inline void side_by_side(const T *x, int64_t m, const T *y, int64_t n, U *a, U *b) {
+    __m512i p = m == 2 * L ? _mm512_loadu_si512(x) : _mm512_maskz_loadu_epi16((1u << m) - 1, x);
+    __m512i q = n == 2 * L ? _mm512_loadu_si512(y) : _mm512_maskz_loadu_epi16((1u << n) - 1, y);
+    I from = lane | (lane + 2 * L) << 16;
+    *a = (U)_mm512_permutex2var_epi16(p, (__m512i)from, q);
+    *b = (U)_mm512_permutex2var_epi16(p, (__m512i)(from + (L | L << 16)), q);
+}
+#endif
