@@ -155,6 +155,23 @@ def test_a_heads_likelihood_is_the_formula_in_float64(form: str, v: int, scale: 
         torch.testing.assert_close(head.grad.double(), w.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("v", [2, 17, 4099])
+@pytest.mark.parametrize("scale", [1.0, 8.0], ids=["spread", "sharp"])
+def test_through_the_head_in_bfloat16_every_factor_is_rounded_and_no_difference(form: str, v: int, scale: float) -> None:
+    """Where a target is all but certain its gradient is small, and its error must be small beside that; the rest is float32's to the bit."""
+    hidden, head, pull = numbers(21, 8, seed=1).requires_grad_(), (numbers(v, 8, seed=2) * scale).requires_grad_(), numbers(21, seed=3)
+    h, w = hidden.detach().double().requires_grad_(), head.detach().double()
+    log_probs = (h @ w.t()).log_softmax(1)
+    targets = log_probs.argmax(1)
+    exact = torch.autograd.grad((log_probs.gather(1, targets[:, None])[:, 0] * pull).sum(), h)[0]
+    rough, fine = (likelihood.token_likelihood(hidden, head, targets, chunk=8, backward=dtype) for dtype in (torch.bfloat16, None))
+    (g_rough, head_rough), (g_fine, head_fine) = (torch.autograd.grad((found.logp * pull).sum(), (hidden, head)) for found in (rough, fine))
+    assert torch.equal(rough.logp, fine.logp) and torch.equal(rough.entropy, fine.entropy) and torch.equal(head_rough, head_fine)
+    real = exact.norm(dim=1) > 1e-3  # below that float32 itself no longer knows 1 - p
+    away = lambda g: ((g.double() - exact).norm(dim=1) / exact.norm(dim=1))[real].max()  # noqa: E731
+    assert int(real.sum()) > 2 and away(g_fine) < 1e-3 and not torch.equal(g_rough, g_fine) and away(g_rough) < 2e-2
+
+
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("v", [5, 16, 40])
 def test_a_head_without_numbers_gives_none(form: str, odd: float, v: int) -> None:

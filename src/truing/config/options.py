@@ -33,7 +33,7 @@ class Stage(Frozen):
     """What every training stage has."""
 
     model: str = Field("smollm2-135m", description="a built-in name, a hub id, a folder, or the name of an earlier stage")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the layers' products; trained weights, states between layers, head, log-probabilities and moments stay float32. auto = bfloat16 where the device has it and LoRA is on")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the layers' products, and of what goes back through the head; trained weights, states between layers, logits, log-probabilities and moments stay float32. auto = bfloat16 where the device has it and LoRA is on")
     lora: Lora | None = Field(Lora(), description="null trains every weight")
     device: Device = Field("cpu", description="where the models are: cpu, or cuda for a GPU. What is drawn at random is drawn on the CPU all the same")
     lr: Rate = Field(1e-4, description="learning rate of AdamW")

@@ -1,7 +1,7 @@
 """Log-probability and entropy of chosen tokens, from hidden states or from logits, without keeping ``[N, V]`` for backward.
 
 The language-model head is the largest product of a small model. Rows go through in chunks. From hidden states, the gradient
-``d logp / d h = (W[target] - sum_v p_v W_v) / temperature`` is made while a chunk's probabilities are at hand, so a frozen head is
+``d logp / d h = sum_v ([v = target] - p_v) W_v / temperature`` is made while a chunk's probabilities are at hand, so a frozen head is
 multiplied twice a token in all and nothing of size V outlives its chunk. From logits, the probabilities are made again in backward.
 """
 
@@ -26,8 +26,9 @@ class TokenLikelihood(NamedTuple):
 
 
 def token_likelihood(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, temperature: float = 1.0, entropy_gradient: bool = False, chunk: int = CHUNK
-) -> TokenLikelihood:
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, temperature: float = 1.0, entropy_gradient: bool = False, chunk: int = CHUNK,
+    backward: torch.dtype | None = None,
+) -> TokenLikelihood:  # fmt: skip
     """``log softmax((W h + b) / temperature)[target]`` and the entropy of that distribution, for every row.
 
     Args:
@@ -37,6 +38,8 @@ def token_likelihood(
         temperature: the sampling temperature; the policy that sampled at T is softmax(logits / T).
         entropy_gradient: True when the entropy is part of the loss (one more product a token). Otherwise it has no gradient.
         chunk: rows at once; changes memory, never the result.
+        backward: precision of the product that takes the gradient from logits to hidden states, rounded factor by factor; None is that of ``hidden``, as is with
+            ``entropy_gradient``. Log-probabilities, entropies and the head's own gradient are not touched by it.
 
     Raises ValueError for a temperature or chunk that is not positive, shapes that do not fit, or a target outside the vocabulary.
 
@@ -48,7 +51,7 @@ def token_likelihood(
     if hidden.ndim != 2 or weight.shape != (len(weight), hidden.shape[1]) or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(f"token_likelihood: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, bias {bias if bias is None else tuple(bias.shape)}; they are [N, D], [V, D] and [V]")
     _choices("token_likelihood", targets, hidden.shape[:1], len(weight))
-    return TokenLikelihood(*_Head.apply(hidden, weight, bias, targets, temperature, entropy_gradient, chunk))  # type: ignore[no-untyped-call]
+    return TokenLikelihood(*_Head.apply(hidden, weight, bias, targets, temperature, entropy_gradient, chunk, backward))  # type: ignore[no-untyped-call]
 
 
 def from_logits(logits: Tensor, targets: Tensor, *, temperature: float = 1.0, entropy_gradient: bool = False, chunk: int = CHUNK) -> TokenLikelihood:
@@ -89,20 +92,23 @@ def entropy(logits: Tensor) -> Tensor:
 
 class _Head(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, with_entropy: bool, chunk: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, with_entropy: bool, chunk: int, backward: torch.dtype | None) -> tuple[Tensor, Tensor]:  # fmt: skip
         n = len(hidden)
         logp, entropy = hidden.new_empty(n), hidden.new_empty(n)
         d_logp = torch.empty_like(hidden) if hidden.requires_grad else None
         d_entropy = torch.empty_like(hidden) if hidden.requires_grad and with_entropy else None
+        dtype = hidden.dtype if backward is None or with_entropy else backward
+        factor = weight.to(dtype) if hidden.requires_grad else weight
         for rows in _chunks(rows=n, at_once=chunk):
             logits = _logits(hidden[rows], weight, bias, temperature)
             log_probs = logits.log_softmax(1) if d_entropy is not None else None
-            logp[rows], entropy[rows], probs = _read(logits, targets[rows])
-            if d_logp is not None:
-                d_logp[rows] = (weight[targets[rows]] - probs @ weight) / temperature
+            logp[rows], entropy[rows], pull = _read(logits, targets[rows], less=1.0, dtype=dtype)
+            if d_logp is not None:  # dlogp/dlogit_v = [v = target] - p_v
+                d_logp[rows] = -(pull @ factor) / temperature
             if d_entropy is not None and log_probs is not None:  # dH/dlogit_v = -p_v (log p_v + H)
+                probs = pull.scatter_add_(1, targets[rows, None], torch.ones_like(pull[:, :1]))
                 d_entropy[rows] = -(log_probs.add_(entropy[rows, None]).mul_(probs) @ weight) / temperature
-            del logits, log_probs, probs  # before the next chunk's are made
+            del logits, log_probs, pull  # before the next chunk's are made
         ctx.save_for_backward(hidden, weight, bias, targets, d_logp, d_entropy)
         ctx.settings = (temperature, chunk)
         ctx.set_materialize_grads(False)  # what is not in the loss arrives as None and costs nothing
@@ -129,7 +135,7 @@ class _Head(torch.autograd.Function):
                 if g_bias is not None:
                     g_bias += g.sum(0)
                 del logits, log_probs, probs, g  # before the next chunk's are made
-        return g_hidden, g_weight, g_bias, None, None, None, None
+        return g_hidden, g_weight, g_bias, None, None, None, None, None
 
 
 class _Logits(torch.autograd.Function):
@@ -174,16 +180,18 @@ def _logit_gradient(
     return gradient if g_logp is None else gradient.scatter_add_(1, targets[:, None], g_logp[:, None])
 
 
-def _read(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``logp`` and ``entropy`` ``[n]``, and the probabilities: in place of the logits, where one compiled pass does it all."""
-    c = passes(logits, logits.dtype) if logits.dtype == torch.float32 else None
+def _read(logits: Tensor, targets: Tensor, *, less: float = 0.0, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """``logp`` and ``entropy`` ``[n]``, and the probabilities in ``dtype`` with ``less`` taken off at the target: where the logits stood, if one compiled pass does it all."""
+    dtype = dtype or logits.dtype
+    c = passes(logits, dtype) if logits.dtype == torch.float32 else None
     if c is None:
         log_probs = logits.log_softmax(1)
         probs = log_probs.exp()
-        return _at(log_probs, targets), -log_probs.mul_(probs).sum(1), probs
+        logp, entropy = _at(log_probs, targets), -log_probs.mul_(probs).sum(1)
+        return logp, entropy, (probs.scatter_add_(1, targets[:, None], torch.full_like(probs[:, :1], -less)) if less else probs).to(dtype)
     targets, (logp, entropy) = targets.contiguous(), logits.new_empty(2, len(logits))
-    c.likelihood(*(x.data_ptr() for x in (logits, targets, logp, entropy)), *logits.shape)
-    return logp, entropy, logits
+    c.likelihood(logits.data_ptr(), targets.data_ptr(), less, logp.data_ptr(), entropy.data_ptr(), *logits.shape)
+    return logp, entropy, logits.view(dtype)[:, : logits.shape[1]]
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:

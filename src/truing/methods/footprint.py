@@ -318,8 +318,12 @@ def transient(model: Anatomy, tokens: float, length: float) -> float:
 
 
 def logits(model: Anatomy, load: Load) -> float:
-    """Log-probabilities are made CHUNK rows at a time, in place where the pass is compiled; in PyTorch three tensors of that size are alive at once."""
-    return (1.0 if library(torch.float32) else 3.0) * min(CHUNK, load.tokens * load.answers) * model.vocabulary * 4
+    """Log-probabilities are made CHUNK rows at a time, in place where the pass is compiled; in PyTorch three tensors of that size are alive at once.
+
+    Beside them the head in the layers' precision, for its product in backward.
+    """
+    head = model.vocabulary * model.width * model.itemsize if model.itemsize < 4 else 0
+    return (1.0 if library(torch.float32) else 3.0) * min(CHUNK, load.tokens * load.answers) * model.vocabulary * 4 + head
 
 
 def trunk(config: Any, w: Weights, load: Load) -> float:

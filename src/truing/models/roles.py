@@ -62,7 +62,9 @@ class Role:
     def likelihood(self, hidden: Tensor, pack: Pack, positions: Tensor, *, temperature: float = 1.0, entropy_gradient: bool = False) -> TokenLikelihood:
         """Log-probability and entropy of the tokens after these packed positions, from the states there; ``[M]`` each, on the CPU."""
         targets = pack.ids_N[positions + 1].to(hidden.device)
-        found = token_likelihood(hidden, self.backbone.head_weight, targets, bias=self.backbone.head_bias, temperature=temperature, entropy_gradient=entropy_gradient)
+        found = token_likelihood(
+            hidden, self.backbone.head_weight, targets, bias=self.backbone.head_bias, temperature=temperature, entropy_gradient=entropy_gradient, backward=self.backbone.dtype
+        )  # fmt: skip
         return TokenLikelihood(found.logp.cpu(), found.entropy.cpu())
 
     def likeliest(self, pack: Pack, positions: Tensor) -> Tensor:

@@ -84,8 +84,9 @@ static inline void turned(const T *x, const float *cosine, const float *sine, fl
     }
 }
 
-/* -- n rows of v logits: log-probability of the row's target, entropy, and in place of the logits their softmax -- */
-void likelihood(float *x, const int64_t *targets, float *logp, float *entropy, int64_t n, int64_t v) {
+/* -- n rows of v logits: log-probability of the row's target, entropy, and where each row of logits began its softmax as T, with `less` taken off at
+   the target: by 1 it is minus the gradient of the log-probability ------------------------------------------------------------------------ */
+void likelihood(float *x, const int64_t *targets, float less, float *logp, float *entropy, int64_t n, int64_t v) {
     ROWS(n, n * v) {
         float *o = x + i * v, target = o[targets[i]];
         V top = all(-INFINITY), whole = {0}, mean = {0};
@@ -99,8 +100,11 @@ void likelihood(float *x, const int64_t *targets, float *logp, float *entropy, i
             mean += e * pick(l > -88.0f, l, (V){0});
         }
         float s = sum(whole), bad = sum(pick(odd, all(NAN), (V){0})) + (largest - largest); /* NaN, or infinite as the largest */
-        OVER(v) write(o + j, read(o + j, m) / s + bad, m);
+        T *p = (T *)o; /* never ahead of what is still to be read */
+        OVER(v) put(p + j, read(o + j, m) / s + bad, m);
         logp[i] = target - largest - logf(s) + bad;
+        V own = all(expf(logp[i]) - less);
+        if (less != 0.0f) put(p + targets[i], own, 1);
         entropy[i] = logf(s) - sum(mean) / s + bad;
     }
 }
