@@ -1,4 +1,4 @@
-"""What was measured: one record a comparison, kept in benchmarks/results.json, replaced when it is measured again."""
+"""What was measured: one record a comparison and kind of processor, kept in benchmarks/results.json, replaced when it is measured again."""
 
 from __future__ import annotations
 
@@ -53,8 +53,12 @@ class Result:
     measured: str = ""
 
     @property
-    def key(self) -> tuple[str, str, str, str, str]:
-        return self.row, self.model, self.variant, self.measure, self.peer or ""
+    def processor(self) -> str:
+        return str(self.machine.get("processor", ""))
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return self.processor, self.row, self.model, self.variant, self.measure, self.peer or ""
 
 
 def result(row: str, model: str, variant: str, work: str, measure: str, unit: str, truing: float, peer: str | None = None, peer_figure: float | None = None, **more: Any) -> Result:
@@ -82,10 +86,10 @@ def load(path: Path = FILE) -> list[Result]:
 
 
 def save(new: Iterable[Result], path: Path = FILE, *, whole: bool = False) -> list[Result]:
-    """Write these records over those of the same comparison, or (``whole``) over all of the same row and model; returns all."""
+    """Write these records over those of the same comparison, or (``whole``) over all of the same row and model; returns all. Another processor's stay."""
     new = list(new)
-    again = {(r.row, r.model) for r in new} if whole else set()
-    found = {r.key: r for r in load(path) if (r.row, r.model) not in again} | {r.key: r for r in new}
+    again = {(r.processor, r.row, r.model) for r in new} if whole else set()
+    found = {r.key: r for r in load(path) if (r.processor, r.row, r.model) not in again} | {r.key: r for r in new}
     path.write_text(json.dumps([asdict(r) for r in found.values()], indent=1) + "\n")
     return list(found.values())
 
@@ -93,11 +97,12 @@ def save(new: Iterable[Result], path: Path = FILE, *, whole: bool = False) -> li
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*:\s*(.+)", info)
+    name, *numbers = (re.search(rf"^{word}\s*:\s*(.+)", info, re.MULTILINE) for word in ("model name", "cpu family", "model"))
+    kind = ", ".join(f"{word} {found[1]}" for word, found in zip(("family", "model"), numbers, strict=True) if found)  # virtual machines give several processors one name
     flags = set((re.search(r"flags\s*:\s*(.+)", info) or re.match("()", "")).group(1).split())  # type: ignore[union-attr]
     memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text()) if Path("/proc/meminfo").exists() else None
     return {
-        "processor": model[1] if model else platform.processor(), "processors": len(os.sched_getaffinity(0)), "memory_gib": round(int(memory[1]) / 2**20) if memory else None,
+        "processor": f"{name[1]} ({kind})" if name and kind else platform.processor(), "processors": len(os.sched_getaffinity(0)), "memory_gib": round(int(memory[1]) / 2**20) if memory else None,
         "instructions": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile"}), "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
     }  # fmt: skip

@@ -20,9 +20,25 @@ ORDER = ("decode", "decode-spread", "ppo", "grpo", "sft", "sft-padded", "sft-pac
 
 
 def render(results: Sequence[Result]) -> str:
-    """Two tables: what has a peer, with its speed and memory side by side, and what has none."""
+    """Two tables for each kind of processor, the last measured first; below them the growth."""
     if not results:
         return "Nothing has been measured yet: `make bench`."
+    parts = [part for kind in _processors(results) for part in _of_one([r for r in results if r.processor == kind])]
+    if any(r.row == "growth" for r in results):
+        parts.append(f"![Time per token and memory over batch and length]({FIGURE.name})\n\nMemory is what the work needs beyond the libraries and the loaded model.")
+    return "\n\n".join(parts)
+
+
+def _processors(results: Sequence[Result]) -> list[str]:
+    """Every kind, the last measured first; of one day, that which stands last."""
+    last: dict[str, tuple[str, int]] = {}
+    for i, r in enumerate(results):
+        last[r.processor] = max(last.get(r.processor, ("", 0)), (r.measured, i))
+    return sorted(last, key=lambda kind: last[kind], reverse=True)
+
+
+def _of_one(results: Sequence[Result]) -> list[str]:
+    """What has a peer, with its speed and memory side by side, and what has none."""
     rows = sorted(results, key=lambda r: (ORDER.index(r.row), NAMES.index(r.model) if r.model in NAMES else len(NAMES), r.peer or ""))
     goals = [r for r in rows if r.held is not None]
     parts = [f"{sum(bool(r.held) for r in goals)} of {len(goals)} goals are held. {_machine(rows)}"]
@@ -34,9 +50,7 @@ def render(results: Sequence[Result]) -> str:
     alone = [r for r in rows if not r.peer]
     if alone:
         parts.append(_table(("work", "model", "what", "figure", "goal"), _once([_alone(r) for r in alone])))
-    if any(r.row == "growth" for r in rows):
-        parts.append(f"![Time per token and memory over batch and length]({FIGURE.name})\n\nMemory is what the work needs beyond the libraries and the loaded model.")
-    return "\n\n".join(parts)
+    return parts
 
 
 def _beside(r: Result, memory: Result | None) -> list[str]:
@@ -89,7 +103,7 @@ def put(page: str, tables: str) -> str:
 
 def write(results: Sequence[Result], page: Path = PAGE, figure: Path = FIGURE) -> None:
     page.write_text(put(page.read_text(), render(results)))
-    growth.draw(list(results), figure)
+    growth.draw([r for r in results if r.processor in _processors([g for g in results if g.row == "growth"])[:1]], figure)
 
 
 if __name__ == "__main__":

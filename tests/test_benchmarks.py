@@ -230,6 +230,11 @@ def test_a_result_is_replaced_when_it_is_measured_again(tmp_path):
     other = replace(one, variant="bfloat16", held=True)
     assert [r.variant for r in save([other], tmp_path / "r.json", whole=True) if r.model == "small"] == ["bfloat16"]  # what is no longer measured goes
     assert len(load(tmp_path / "r.json")) == 2
+    elsewhere = replace(other, machine={**other.machine, "processor": "another"})
+    kept = save([elsewhere], tmp_path / "r.json", whole=True)
+    assert len(kept) == 3  # what another processor gave stays
+    text = table.render(kept)
+    assert text.count("goals are held.") == 2 and text.index("another") < text.index(other.processor)
 
 
 def test_the_table_says_what_is_held_and_what_is_not():
