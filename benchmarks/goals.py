@@ -1,6 +1,6 @@
 """What each row should show, in one place. Ratios are of medians of one run; how many times as fast Truing is, or Truing's share of the peer's memory.
 
-``bfloat16`` rows count only where learning curves equal float32's within noise, which is not measured here.
+``bfloat16`` rows count only where learning curves equal float32's within noise, which `precision` measures.
 """
 
 from __future__ import annotations
