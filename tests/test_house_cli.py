@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -41,15 +43,18 @@ def test_help_loads_nothing_heavy():
     assert heavy.isdisjoint(loaded), heavy & set(loaded)
 
 
-def test_help_answers_in_half_a_second():
-    # Processor time of the child, so that other work on the machine does not count; the best of five, so that a cold disk does not.
-    def seconds() -> float:
+def test_help_takes_little_longer_than_the_libraries_it_is_made_of():
+    # Beside a yardstick, because processors differ by more than two; processor time of the child, so that other work does not count; the best of five, so
+    # that a cold disk does not. 1.6 times is usual. Where the libraries take 0.2 s, the bound is half a second.
+    def seconds(start: Callable[[], Any]) -> float:
         before = os.times()
-        assert truing("--help").returncode == 0
+        assert start().returncode == 0
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(seconds() for _ in range(5)) < 0.5
+    libraries = lambda: subprocess.run([sys.executable, "-c", "import pydantic.main, typer.rich_utils"], timeout=60)  # noqa: E731
+    taken = [(seconds(lambda: truing("--help")), seconds(libraries)) for _ in range(5)]
+    assert min(own for own, _ in taken) < 2.5 * min(theirs for _, theirs in taken)
 
 
 def help_of(command: str) -> str:
