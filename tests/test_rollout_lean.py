@@ -19,6 +19,7 @@ from truing.models.pack import Pack
 from truing.models.roles import Role
 from truing.rollout import lean
 from truing.rollout.lean import LeanDecoder
+from truing.rollout.products import PACKED
 from truing.rollout.sampler import REFILL, _without, sample
 
 KINDS = ["llama", "mistral", "qwen2", "qwen3"]
@@ -36,7 +37,7 @@ def logits_of(policy: Role, sequence: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("packed", [lean.PACKED, 0], ids=["packed", "shared"])
+@pytest.mark.parametrize("packed", [PACKED, 0], ids=["packed", "shared"])
 @torch.no_grad()
 def test_rows_that_come_and_go_keep_the_logits_of_a_plain_pass(kind: str, packed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixty steps of admissions, departures and new columns, in random order: after each, every row's logits are those of its tokens alone."""

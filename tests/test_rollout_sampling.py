@@ -25,6 +25,13 @@ CASES: list[tuple[float, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+@pytest.fixture(params=["compiled", "pytorch"], autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test in both forms that the plain draw has."""
+    if request.param == "pytorch":
+        monkeypatch.setattr(page, "passes", lambda x, dtype: None)
+
+
 def oracle(
     logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0, *, crossing: int = 1, of_all: bool = False
 ) -> np.ndarray:

@@ -28,7 +28,7 @@ from truing.native import library
 from truing.rewards import expression, grammar
 from truing.rewards.classifier import is_classifier
 from truing.rewards.reward_model import PART as SCORED
-from truing.rollout.lean import PACKED
+from truing.rollout.products import PACKED
 
 MIB = 2**20
 ROWS = 256  # decoded together

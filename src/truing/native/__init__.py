@@ -1,4 +1,4 @@
-"""The passes of `kernels.c`, `attention.c` and `low_rank.c`, compiled once by the system's C compiler and kept in the user's cache.
+"""The passes of the sources beside this file, compiled once by the system's C compiler and kept in the user's cache.
 
 PyTorch makes a pass over memory for every elementwise step. A step's passes in one are several times as fast, so where a compiler is found
 (Linux) they are used; elsewhere their callers do the same in PyTorch. ``TRUING_KERNELS=torch`` asks for that.
@@ -24,8 +24,8 @@ import torch
 from truing.assets import cache_dir
 from truing.errors import ConfigError
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c", "low_rank.c"))
-SHARED = Path(__file__).with_name("vectors.h")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c", "low_rank.c", "decode.c"))
+SHARED = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "products.h"))
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 MODES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 SETTING = "TRUING_KERNELS"
@@ -63,7 +63,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 def _built(dtype: torch.dtype) -> Path:
     """The library of this source for this processor, made if it is not there yet."""
-    words = (*(path.read_text() for path in (SHARED, *SOURCES)), *FLAGS, *MODES[dtype], platform.machine(), _processor())
+    words = (*(path.read_text() for path in (*SHARED, *SOURCES)), *FLAGS, *MODES[dtype], platform.machine(), _processor())
     folder = cache_dir() / "kernels"
     folder.mkdir(exist_ok=True)
     made = folder / f"{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:20]}.so"

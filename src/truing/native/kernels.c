@@ -6,14 +6,6 @@
 #include "vectors.h"
 
 /* -- normalisation ------------------------------------------------------------------------------------------------------- */
-static inline float scaled(const float *x, const float *w, float eps, T *out, int64_t d) {
-    V s = {0};
-    OVER(d) { V v = read(x + j, m); s += v * v; }
-    float r = 1.0f / sqrtf(sum(s) / d + eps);
-    OVER(d) put(out + j, read(x + j, m) * r * read(w + j, m), m);
-    return r;
-}
-
 void norm(const float *x, const float *w, float eps, T *out, float *r, int64_t n, int64_t d) {
     ROWS(n, n * d) r[i] = scaled(x + i * d, w, eps, out + i * d, d);
 }
@@ -60,10 +52,7 @@ void norm_weight(const T *g, const float *x, const float *r, float *out, int64_t
 
 /* -- the gate ------------------------------------------------------------------------------------------------------------ */
 void gate(const T *gates, const T *ups, int64_t stride, T *out, int64_t n, int64_t d) {
-    ROWS(n, n * d * 4) OVER(d) {
-        V x = get(gates + i * stride + j, m);
-        put(out + i * d + j, x * sigmoid(x) * get(ups + i * stride + j, m), m);
-    }
+    ROWS(n, n * d * 4) OVER(d) put(out + i * d + j, gated(get(gates + i * stride + j, m), get(ups + i * stride + j, m)), m);
 }
 
 void gate_backward(const T *g, const T *gates, const T *ups, T *g_gate, T *g_up, int64_t n, int64_t d) {
@@ -71,16 +60,6 @@ void gate_backward(const T *g, const T *gates, const T *ups, T *g_gate, T *g_up,
         V x = get(gates + i * d + j, m), s = sigmoid(x), y = get(g + i * d + j, m);
         put(g_gate + i * d + j, y * get(ups + i * d + j, m) * s * (1.0f + x * (1.0f - s)), m);
         put(g_up + i * d + j, y * x * s, m);
-    }
-}
-
-/* -- heads turned by their positions --------------------------------------------------------------------------------------- */
-static inline void turned(const T *x, const float *cosine, const float *sine, float scale, T *out, int64_t d) {
-    int64_t h = d / 2;
-    OVER(h) {
-        V a = get(x + j, m), b = get(x + h + j, m);
-        put(out + j, (a * read(cosine + j, m) + b * read(sine + j, m)) * scale, m);
-        put(out + h + j, (b * read(cosine + h + j, m) + a * read(sine + h + j, m)) * scale, m);
     }
 }
 
@@ -109,49 +88,39 @@ void likelihood(float *x, const int64_t *targets, float less, float *logp, float
     }
 }
 
-/* -- decoding: turn a new token's queries and key, write its key and value to their column, and look back ------------------ */
-void decode(const T *qk, int64_t qk_stride, const T *v, int64_t v_stride, const float *cosine, const float *sine, const int64_t *lengths, float scale, T *keys, T *values,
-            T *out, int64_t column, int64_t rows, int64_t heads, int64_t groups, int64_t d, int64_t columns) {
-    #pragma omp parallel if (rows * heads * groups * d * column > 8192)
-    {
-        float *scores = malloc(sizeof(float) * ((column + 2 * L) * groups + d + L)), *mixed = scores + (column + 2 * L) * groups;
-        #pragma omp for schedule(static)
-        for (int64_t i = 0; i < rows * heads; i++) {
-            int64_t row = i / heads, head = i % heads, at = lengths[row], begin = (column - at) / L * L, wide = column + 1 - begin;
-            T q[groups * d], k[d], *key = keys + i * d * columns, *value = values + i * columns * d;
-            for (int64_t g = 0; g < groups; g++)
-                turned(qk + row * qk_stride + (head * groups + g) * d, cosine + at * d, sine + at * d, scale, q + g * d, d);
-            turned(qk + row * qk_stride + (heads * groups + head) * d, cosine + at * d, sine + at * d, 1.0f, k, d);
-            for (int64_t j = 0; j < d; j++) key[j * columns + column] = k[j];
-            memcpy(value + column * d, v + row * v_stride + head * d, d * sizeof(T));
-            OVER(wide) { /* sixteen columns of keys, at whole vectors of a row as long as there are more */
-                int64_t c = begin + j, real = columns - c < L ? columns - c : L;
-                for (int64_t g = 0; g < groups; g += 2) {
-                    int64_t other = g + 1 < groups ? g + 1 : g;
-                    V a = {0}, b = {0};
-                    for (int64_t z = 0; z < d; z++) {
-                        V x = get(key + z * columns + c, real);
-                        a += x * one(q[g * d + z]);
-                        b += x * one(q[other * d + z]);
-                    }
-                    I old = (lane + (int32_t)c < (int32_t)(column - at)) | (lane + (int32_t)c > (int32_t)column);
-                    write(scores + g * (column + 2 * L) + j, pick(old, all(-INFINITY), a), L);
-                    write(scores + other * (column + 2 * L) + j, pick(old, all(-INFINITY), b), L);
-                }
-            }
-            for (int64_t g = 0; g < groups; g++) {
-                float *s = scores + g * (column + 2 * L), whole;
-                V top = all(-INFINITY), total = {0};
-                OVER(wide) { V x = read(s + j, L); top = larger(x, top); }
-                whole = most(top);
-                OVER(wide) { V x = power(read(s + j, L) - whole); write(s + j, x, L); total += x; }
-                whole = 1.0f / sum(total);
-                memset(mixed, 0, sizeof(float) * d);
-                for (int64_t c = column - at - begin; c < wide; c++)
-                    OVER(d) write(mixed + j, read(mixed + j, m) + s[c] * get(value + (begin + c) * d + j, m), m);
-                OVER(d) put(out + (i * groups + g) * d + j, read(mixed + j, m) * whole, m);
-            }
+/* -- a token of each of n rows of v logits, by the row's uniform: the first, by number, at which the cumulative probability exceeds it; its log-probability,
+   NaN for a row that has NaN or infinity, or no finite number ------------------------------------------------------------------------ */
+#define BLOCK (16 * L)
+static inline V weight(const float *x, int64_t m, float largest, float temperature) {
+    return power(pick(lane < (int32_t)m, (read(x, m) - largest) / temperature, all(-INFINITY)));
+}
+
+static inline double below(double goal, double whole) { return goal < whole ? goal : nextafter(whole, 0); }
+
+void draw(const float *x, const double *uniforms, float temperature, int64_t *tokens, float *logp, int64_t n, int64_t v) {
+    ROWS(n, n * v) {
+        const float *l = x + i * v;
+        float inside[BLOCK];
+        V top = all(-INFINITY);
+        I odd = {0};
+        OVER(v) { V a = pick(lane < (int32_t)m, read(l + j, m), all(-INFINITY)); odd |= a != a; top = larger(a, top); }
+        float largest = most(top), bad = sum(pick(odd, all(NAN), (V){0})) + (largest - largest);
+        float masses[(v + BLOCK - 1) / BLOCK];
+        double whole = 0, sums = 0, held = 0;
+        int64_t block = 0, token = 0;
+        for (int64_t b = 0; b < v; b += BLOCK) {
+            V s = {0};
+            for (int64_t j = b; j < b + BLOCK && j < v; j += L) s += weight(l + j, v - j < L ? v - j : L, largest, temperature);
+            whole += masses[b / BLOCK] = sum(s);
         }
-        free(scores);
+        for (double goal = below(uniforms[i] * whole, whole); (block + 1) * BLOCK < v && sums + masses[block] <= goal; block++) sums += masses[block];
+        double share = (below(uniforms[i] * whole, whole) - sums) / masses[block];
+        int64_t first = block * BLOCK, count = v - first < BLOCK ? v - first : BLOCK;
+        for (int64_t j = 0; j < count; j += L) write(inside + j, weight(l + first + j, count - j < L ? count - j : L, largest, temperature), L);
+        for (int64_t j = 0; j < count; j++) held += inside[j];
+        sums = inside[0];
+        for (double goal = below(share * held, held); token + 1 < count && sums <= goal;) sums += inside[++token];
+        tokens[i] = first + token;
+        logp[i] = logf((float)(inside[token] / whole)) + bad;
     }
 }

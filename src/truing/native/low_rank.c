@@ -3,10 +3,9 @@
  * A product with a side of 16 leaves a general library waiting for memory. Here a thread takes some tokens through all of it while they are in its cache;
  * sums over tokens go by columns, so that no result depends on the number of threads. Numbers are multiplied in pairs and added in float32.
  */
-#include "vectors.h"
+#include "products.h"
 
 #ifdef PAIRS
-#define TOKENS 8   /* of a block */
 #define RANKS 8    /* of a block of sums over tokens */
 #define ITEM 64    /* tokens that a thread takes at once */
 #define REST(n, step, at) ((n) - (at) < (step) ? (n) - (at) : (step))
@@ -44,45 +43,6 @@ static inline void tokens_in_pairs(const T *x, int64_t tokens, int64_t columns, 
             keep(words + t / 2 * width + j, a);
             keep(words + t / 2 * width + j + L, b);
         }
-}
-
-/* -- to few columns: the sums over j of x[t][j] w[j][r], for eight tokens and one to three vectors of r --------------------------------- */
-static inline __attribute__((always_inline)) void narrow(const T *x, int64_t x_row, int64_t depth, const uint32_t *w, int64_t width, T *out, int64_t out_row, int64_t columns,
-                                                         const int tokens, const int vectors) {
-    V s[TOKENS][3];
-    #pragma GCC unroll 8
-    for (int i = 0; i < tokens; i++)
-        #pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) s[i][v] = all(0);
-    for (int64_t k = 0; k < depth / 2; k++) {
-        U b[3];
-        #pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) b[v] = words_at(w + k * width + v * L);
-        #pragma GCC unroll 8
-        for (int i = 0; i < tokens; i++) {
-            U a = word_of(x + i * x_row + 2 * k);
-            #pragma GCC unroll 3
-            for (int v = 0; v < vectors; v++) s[i][v] = dot(s[i][v], a, b[v]);
-        }
-    }
-    #pragma GCC unroll 8
-    for (int i = 0; i < tokens; i++)
-        #pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) put(out + i * out_row + v * L, s[i][v], REST(columns, L, v * L));
-}
-
-static void to_few(const T *x, int64_t x_row, int64_t tokens, int64_t depth, const uint32_t *w, int64_t width, T *out, int64_t out_row, int64_t columns) {
-    for (int64_t r = 0; r < columns; r += 3 * L) {
-        int64_t left = columns - r, t = 0;
-        for (; t + TOKENS <= tokens; t += TOKENS) {
-            if (left > 2 * L) narrow(x + t * x_row, x_row, depth, w + r, width, out + t * out_row + r, out_row, left, TOKENS, 3);
-            else if (left > L) narrow(x + t * x_row, x_row, depth, w + r, width, out + t * out_row + r, out_row, left, TOKENS, 2);
-            else narrow(x + t * x_row, x_row, depth, w + r, width, out + t * out_row + r, out_row, left, TOKENS, 1);
-        }
-        for (; t < tokens; t++)
-            for (int64_t v = 0; v < 3 * L && v < left; v += L)
-                narrow(x + t * x_row, x_row, depth, w + r + v, width, out + t * out_row + r + v, out_row, left - v, 1, 1);
-    }
 }
 
 /* -- to many columns: y[t][j] += the sums over r of low[t][r] w[r][j], for eight tokens and two vectors of j ---------------------------- */
@@ -170,7 +130,7 @@ void adapt(const T *x, int64_t tokens, int64_t in, const float *const *a, const 
         #pragma omp for schedule(static)
         for (int64_t t = 0; t < tokens; t += ITEM) {
             int64_t n = REST(tokens, ITEM, t);
-            to_few(x + t * in, in, n, in, all_a, width, low + t * ranks, ranks, ranks);
+            times(x + t * in, in, n, in, all_a, width, L, low + t * ranks, ranks, ranks);
             const uint32_t *from = all_b;
             for (int64_t i = 0; i < layers; from += rank / 2 * WIDE(outs[i]), i++)
                 to_many(low + t * ranks + i * rank, ranks, n, rank, from, WIDE(outs[i]), y[i] + t * outs[i], outs[i], outs[i]);
@@ -202,7 +162,7 @@ void adapt_backward(const T *const *g, const T *x, int64_t tokens, int64_t in, c
             int64_t n = REST(tokens, ITEM, t);
             const uint32_t *from = all_b;
             for (int64_t i = 0; i < layers; from += outs[i] / 2 * width, i++)
-                to_few(g[i] + t * outs[i], outs[i], n, outs[i], from, width, g_low + t * ranks + i * rank, ranks, rank);
+                times(g[i] + t * outs[i], outs[i], n, outs[i], from, width, L, g_low + t * ranks + i * rank, ranks, rank);
             if (g_x) to_many(g_low + t * ranks, ranks, n, ranks, all_a, WIDE(in), g_x + t * in, in, in);
             if (g_a) tokens_in_pairs(g_low + t * ranks, n, ranks, g_pairs + t / 2 * WIDE(ranks), WIDE(ranks));
             if (g_b) tokens_in_pairs(low + t * ranks, n, ranks, pairs + t / 2 * WIDE(ranks), WIDE(ranks));

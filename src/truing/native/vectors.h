@@ -123,6 +123,16 @@ static inline V power(V x) {
 #endif
 }
 static inline V sigmoid(V x) { return 1.0f / (1.0f + power(-x)); }
+static inline V gated(V x, V up) { return x * sigmoid(x) * up; }
+
+/* a row normalised; 1 / its size */
+static inline float scaled(const float *x, const float *w, float eps, T *out, int64_t d) {
+    V s = {0};
+    OVER(d) { V v = read(x + j, m); s += v * v; }
+    float r = 1.0f / sqrtf(sum(s) / d + eps);
+    OVER(d) put(out + j, read(x + j, m) * r * read(w + j, m), m);
+    return r;
+}
 
 /* -- rearranging ------------------------------------------------------------------------------------------------------------ */
 /* a 16 x 16 transposition in four exchanges: which of two rows' numbers stand in the first of them afterwards, and which in the second */

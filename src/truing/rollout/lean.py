@@ -6,7 +6,9 @@ began. Rows of one prompt share its prefill. Shapes: b rows, H query heads on K 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +19,11 @@ from truing.models.adapters import Adapter
 from truing.models.attention import attend
 from truing.models.pack import Pack
 from truing.models.roles import Role
+from truing.native import passes
+from truing.rollout.products import PACKED, POINTER, ROWS, LaidOut, Product, linear
 
 PREFILL = 4096  # prompt tokens read at once
-PACKED = 2**31  # bytes of weights up to which a rollout makes a copy of them in the layout that products read
-ROWS, COLUMNS = 8, 16  # the cache's sizes are multiples of these: oneDNN compiles a kernel for every new shape, which costs as much as three layers
+COLUMNS = 16  # the cache has a multiple of them, and of ROWS: oneDNN compiles a kernel for every new shape, which costs as much as three layers
 
 
 class LeanDecoder:
@@ -35,10 +38,10 @@ class LeanDecoder:
     def __init__(self, role: Role) -> None:
         self.model, self.dtype, self.device = role.backbone.model, role.backbone.dtype, role.backbone.device
         config = self.model.config
-        onednn = self.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and torch.backends.mkldnn.is_available()
-        packed = onednn and _bytes(self.model, self.dtype) <= PACKED
+        packed = _bytes(self.model, self.dtype) <= PACKED
         self.layers = [_Layer(layer, f"model.layers.{i}", role.adapter, self.dtype, packed=packed) for i, layer in enumerate(self.model.base_model.layers)]
-        self.head = _Linear([("lm_head", self.model.get_output_embeddings())], None, torch.float32, packed=packed)
+        self.head = linear([("lm_head", self.model.get_output_embeddings())], None, torch.float32, packed=packed)
+        self.compiled = _Compiled(self.layers) if all(isinstance(p, LaidOut) for layer in self.layers for p in layer.products) else None
         self.heads, self.width = config.num_key_value_heads, self.layers[0].width
         self.columns = self.column = 0
         self.keys = [torch.zeros(0, self.heads, self.width, 0, dtype=self.dtype, device=self.device) for _ in self.layers]  # [b, K, d, C]: queries times it need no transpose
@@ -122,13 +125,18 @@ class LeanDecoder:
         rows = _up(b, ROWS)
         lengths, tokens = (F.pad(x, (0, rows - b)).to(self.device) for x in (self.lengths, tokens))
         x = F.embedding(tokens, self.model.get_input_embeddings().weight).float()
-        look = fused.LookBack(self.turn, lengths, self.column, self.columns, self.layers[0].scale, self.dtype)
-        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
-            qk, v = layer.project(x)
-            x = layer.finish(x, look(qk, v, keys[:rows], values[:rows]))
+        x = self._through(x, lengths) if self.compiled is None else self.compiled.through(x, lengths, self)
         self.lengths = self.lengths + 1
         self.column += 1
         return self._logits(x[:b])
+
+    def _through(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The states of the rows' new tokens after the last layer; their keys and values stand in the cache."""
+        look = fused.LookBack(self.turn, lengths, self.column, self.columns, self.layers[0].scale, self.dtype)
+        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            qk, v = layer.project(x)
+            x = layer.finish(x, look(qk, v, keys[: len(x)], values[: len(x)]))
+        return x
 
     def _logits(self, x: Tensor) -> Tensor:
         return self.head(llama.norm(self.model.base_model.norm, x))
@@ -139,9 +147,10 @@ class _Layer:
 
     def __init__(self, layer: nn.Module, path: str, adapter: Adapter | None, dtype: torch.dtype, *, packed: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        linear = lambda part, *names: _Linear([(f"{path}.{part}.{n}", getattr(getattr(layer, part), n)) for n in names], adapter, dtype, packed=packed)  # noqa: E731
-        self.qkv, self.out = linear("self_attn", "q_proj", "k_proj", "v_proj"), linear("self_attn", "o_proj")
-        self.gate_up, self.down = linear("mlp", "gate_proj", "up_proj"), linear("mlp", "down_proj")
+        group = lambda part, *names: linear([(f"{path}.{part}.{n}", getattr(getattr(layer, part), n)) for n in names], adapter, dtype, packed=packed)  # noqa: E731
+        self.qkv, self.out = group("self_attn", "q_proj", "k_proj", "v_proj"), group("self_attn", "o_proj")
+        self.gate_up, self.down = group("mlp", "gate_proj", "up_proj"), group("mlp", "down_proj")
+        self.products = self.qkv, self.out, self.gate_up, self.down
         self.before, self.after = (_Norm(module, dtype) for module in (layer.input_layernorm, layer.post_attention_layernorm))
         self.q_norm, self.k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         self.width, self.scale, self.inner = attention.head_dim, attention.scaling, len(mlp.gate_proj.weight)
@@ -172,42 +181,37 @@ class _Norm:
         return fused.norm(x, self.weight, self.eps, self.dtype)[0]
 
 
-class _Linear:
-    """``W x + b + (alpha / rank) B A x`` of layers that read the same x, side by side. The adapter is merged only where that rounds nothing.
+class _Struct(ctypes.Structure):
+    """A layer as `decode.c` has it."""
 
-    ``packed`` lays a copy of the weights out as oneDNN's products read them: with 64 rows they take two thirds of the time, with 8 less than half.
-    """
-
-    def __init__(self, layers: Sequence[tuple[str, nn.Linear]], adapter: Adapter | None, dtype: torch.dtype, *, packed: bool) -> None:
-        modules = [m for _, m in layers]
-        self.weights = [m.weight.detach().to(dtype) for m in modules]
-        self.biases = [None if m.bias is None else m.bias.detach().to(dtype) for m in modules]
-        self.low = None if adapter is None else _side_by_side(adapter, [path for path, _ in layers], modules, dtype)
-        self.packed: Tensor | None = None
-        if packed:
-            weight = torch.cat(self.weights)
-            if self.low is not None and dtype == torch.float32:
-                weight, self.low = torch.addmm(weight, self.low[1].T, self.low[0]), None
-            elif self.low is not None:  # [W, B] [x, A x]: the adapter is a few more columns of the one product
-                weight = torch.cat([weight, self.low[1].T], 1)
-            self.packed, self.weights = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), []
-            self.bias = None if self.biases[0] is None else torch.cat([b for b in self.biases if b is not None])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.packed is not None:
-            both = x if self.low is None else torch.cat([x, F.linear(x, self.low[0])], -1)
-            return torch.ops.mkldnn._linear_pointwise(both, self.packed, self.bias, "none", [], "")
-        y = torch.cat([F.linear(x, w, b) for w, b in zip(self.weights, self.biases, strict=True)], -1)
-        return y if self.low is None else y.addmm_(F.linear(x, self.low[0]), self.low[1])
+    _fields_ = (
+        *((name, Product) for name in ("qkv", "out", "gate_up", "down")), *((name, POINTER) for name in ("before", "after", "q_norm", "k_norm", "keys", "values")),
+    )  # fmt: skip
 
 
-def _side_by_side(adapter: Adapter, paths: Sequence[str], modules: Sequence[nn.Linear], dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-    """The A of several layers one below the other, times alpha / rank, ``[sum r, D]``; their B on a diagonal, ``[sum r, sum out]``."""
-    pairs = [adapter.pair(path) for path in paths]
-    if not any(pairs):
-        return None
-    both = [p or tuple(torch.zeros(shape, device=m.weight.device) for shape in ((0, m.weight.shape[1]), (len(m.weight), 0))) for p, m in zip(pairs, modules, strict=True)]
-    return torch.cat([a for a, _ in both]).mul(adapter.scale).to(dtype), torch.block_diag(*[b for _, b in both]).T.to(dtype)
+class _Compiled:
+    """All layers in one call."""
+
+    def __init__(self, layers: Sequence[_Layer]) -> None:
+        first = self.first = layers[0]
+        self.passes: Any = passes(first.before.weight, first.before.dtype)
+        self.norms = [
+            [layer.before.weight, layer.after.weight, *(None if norm is None else norm.weight.float() for norm in (layer.q_norm, layer.k_norm))] for layer in layers
+        ]  # fmt: skip
+        self.structs = (_Struct * len(layers))(
+            *(_Struct(*(p.product for p in layer.products), *(None if w is None else w.data_ptr() for w in norms)) for layer, norms in zip(layers, self.norms, strict=True))
+        )
+
+    def through(self, x: Tensor, lengths: Tensor, of: LeanDecoder) -> Tensor:
+        """Takes the place of ``x``."""
+        for struct, keys, values in zip(self.structs, of.keys, of.values, strict=True):
+            struct.keys, struct.values = keys.data_ptr(), values.data_ptr()
+        layer, turn = self.first, of.turn
+        self.passes.step(
+            ctypes.byref(self.structs), len(self.structs), x.data_ptr(), *x.shape, layer.before.eps, turn.cos.data_ptr(), turn.sin.data_ptr(), lengths.data_ptr(), layer.scale,
+            of.column, of.columns, of.heads, layer.heads // of.heads, layer.width,
+        )  # fmt: skip
+        return x
 
 
 def _bytes(model: nn.Module, dtype: torch.dtype) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from truing.config import Sampling
 from truing.errors import NonFiniteError
+from truing.native import passes
 
 BLOCK = 256  # the vocabulary is searched block by block: two short cumulative sums instead of one over V
 AT_ONCE = 1 << 21  # elements of [B, V] that a CPU works on together: what stays in its caches
@@ -44,6 +45,13 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, truncation: Sampl
     >>> token.item(), round(logp.exp().item(), 4)
     (1, 0.375)
     """
+    compiled = passes(logits, torch.float32)
+    if compiled is not None and temperature > 0 and not truncation.truncates:
+        logits, uniforms = logits.contiguous(), uniforms.to(torch.float64).contiguous()
+        tokens, logp = torch.empty(len(logits), dtype=torch.long), logits.new_empty(len(logits))
+        compiled.draw(logits.data_ptr(), uniforms.data_ptr(), temperature, tokens.data_ptr(), logp.data_ptr(), *logits.shape)
+        _check(~logp.isnan(), 0)
+        return tokens, logp
     rows = len(logits) if logits.is_cuda else max(1, AT_ONCE // logits.shape[-1])
     uniforms = uniforms.to(logits.device, torch.float64)
     if rows >= len(logits):
@@ -56,18 +64,22 @@ def _draw(logits: Tensor, uniforms: Tensor, temperature: float, truncation: Samp
     if temperature not in (0, 1):
         logits = (logits - logits.amax(-1, keepdim=True)).div_(temperature)  # from the largest: x / temperature alone rounds a large x
     weight_BV = logits.softmax(-1)
-    sound = torch.isfinite(weight_BV[:, 0])  # one bad number makes all of its row NaN
-    if not sound.all():
-        row = first + int((~sound).nonzero()[0, 0])
-        raise NonFiniteError(
-            f"row {row} of the logits has NaN or +inf, or nothing but -inf, so no token can be drawn: the model has diverged; lower the learning rate"
-        )
+    _check(torch.isfinite(weight_BV[:, 0]), first)  # one bad number makes all of its row NaN
     if temperature > 0 and truncation.truncates:
         weight_BV = _truncated(weight_BV, truncation)
     mass_BK = _blocks(weight_BV, torch.sum).to(torch.float64)
     cumulative_BK = mass_BK.cumsum(-1)
     tokens = _most_likely(logits) if temperature == 0 else _search(weight_BV, mass_BK, cumulative_BK, uniforms)
     return tokens, (weight_BV.gather(-1, tokens[:, None]) / cumulative_BK[:, -1:]).log().squeeze(-1).to(logits.dtype)
+
+
+def _check(sound: Tensor, first: int) -> None:
+    """Raises NonFiniteError for the first row that is not."""
+    if not sound.all():
+        row = first + int((~sound).nonzero()[0, 0])
+        raise NonFiniteError(
+            f"row {row} of the logits has NaN or +inf, or nothing but -inf, so no token can be drawn: the model has diverged; lower the learning rate"
+        )
 
 
 def _blocks(x_BV: Tensor, what: Callable[..., Tensor]) -> Tensor:
