@@ -62,8 +62,8 @@ def new_memory_is_nan() -> Iterator[None]:
 
 
 def test_sizes_rise_by_a_sixteenth_to_an_eighth() -> None:
-    assert [llama.even(n) for n in (0, 1, 8, 9, 127, 129, 1024, 1025, 2047)] == [0, 8, 8, 16, 128, 144, 1024, 1152, 2048]
-    sizes = [llama.even(n) for n in range(64, 5000)]
+    assert [llama.octave(n) for n in (0, 1, 8, 9, 127, 129, 1024, 1025, 2047)] == [0, 8, 8, 16, 128, 144, 1024, 1152, 2048]
+    sizes = [llama.octave(n) for n in range(64, 5000)]
     assert all(n <= s <= n + max(7, n / 8) for n, s in zip(range(64, 5000), sizes, strict=True)) and len({s for s in sizes if 1024 < s <= 2048}) == 8
 
 
@@ -75,9 +75,9 @@ def test_rows_that_only_fill_up_touch_nothing(kind: str, dtype: torch.dtype, for
     if form == "pytorch":
         monkeypatch.setattr(fused, "passes", lambda x, dtype: None)
     sequences, positions = [[3 + (5 * i + t) % 50 for t in range(n)] for i, n in enumerate((20, 9, 6))], torch.tensor([0, 7, 19, 20, 33, 34])
-    assert llama.even(35) == 40 and llama.even(6) == 8
+    assert llama.octave(35) == 40 and llama.octave(6) == 8
     made = []
-    for even in (llama.even, lambda n: n):
+    for even in (lambda n, *_: llama.octave(n), lambda n, *_: n):
         monkeypatch.setattr(llama, "even", even)
         backbone = Backbone(copy.deepcopy(model_of(kind)), lora=Lora(rank=2, alpha=4.0), dtype=dtype)
         adapter = moved(backbone)

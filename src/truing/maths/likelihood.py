@@ -99,6 +99,8 @@ class _Head(torch.autograd.Function):
         d_entropy = torch.empty_like(hidden) if hidden.requires_grad and with_entropy else None
         dtype = hidden.dtype if backward is None or with_entropy else backward
         factor = weight.to(dtype) if hidden.requires_grad else weight
+        keeps = ctx.needs_input_grad[1] and n <= chunk and dtype == hidden.dtype and not with_entropy  # one chunk's: what backward would make again
+        kept: Tensor | None = None
         for rows in _chunks(rows=n, at_once=chunk):
             logits = _logits(hidden[rows], weight, bias, temperature)
             log_probs = logits.log_softmax(1) if d_entropy is not None else None
@@ -108,8 +110,9 @@ class _Head(torch.autograd.Function):
             if d_entropy is not None and log_probs is not None:  # dH/dlogit_v = -p_v (log p_v + H)
                 probs = pull.scatter_add_(1, targets[rows, None], torch.ones_like(pull[:, :1]))
                 d_entropy[rows] = -(log_probs.add_(entropy[rows, None]).mul_(probs) @ weight) / temperature
+            kept = pull if keeps else None
             del logits, log_probs, pull  # before the next chunk's are made
-        ctx.save_for_backward(hidden, weight, bias, targets, d_logp, d_entropy)
+        ctx.save_for_backward(hidden, weight, bias, targets, d_logp, d_entropy, kept)
         ctx.settings = (temperature, chunk)
         ctx.set_materialize_grads(False)  # what is not in the loss arrives as None and costs nothing
         if not with_entropy:
@@ -118,12 +121,15 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g_logp: Tensor | None, g_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, d_logp, d_entropy = ctx.saved_tensors
+        hidden, weight, bias, targets, d_logp, d_entropy, kept = ctx.saved_tensors
         temperature, chunk = ctx.settings
         terms = [g[:, None] * d for g, d in ((g_logp, d_logp), (g_entropy, d_entropy)) if g is not None and d is not None]
         g_hidden = sum(terms[1:], terms[0]) if terms else None
         g_weight = g_bias = None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:  # a trained head: make the chunk's probabilities again
+        if kept is not None and g_logp is not None:
+            pull = g_logp[:, None] / -temperature
+            g_weight, g_bias = kept.t() @ (hidden * pull), (kept.t() @ pull)[:, 0] if bias is not None else None
+        elif ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:  # a trained head: make the chunk's probabilities again
             g_weight = torch.zeros_like(weight)
             g_bias = torch.zeros_like(bias) if bias is not None else None
             for rows in _chunks(rows=len(hidden), at_once=chunk):

@@ -1,19 +1,22 @@
 """Linear layers that read the same input, with their adapters: forward and backward written out.
 
 ``y = x W^T + b + (alpha / rank) (x A^T) B^T``. Products run in the precision of ``x``; weights of another are cast for the one product and
-their gradients come back in their own.
+their gradients come back in their own. Where `native` has products (AVX-512), a group's are made in one call; elsewhere they are PyTorch's.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from truing.models import low_rank
 from truing.models.adapters import Adapter
+from truing.native import passes
 
 
 class Part(NamedTuple):
@@ -37,13 +40,32 @@ def parts_of(flat: Sequence[Tensor | None]) -> list[Part]:
 
 def forward(x: Tensor, parts: Sequence[Part], scale: float) -> tuple[list[Tensor], Tensor | None]:
     """Every part's output, and the input in the adapters' low dimensions ``[N, adapted x rank]`` (None without adapters)."""
-    found = [F.linear(x, p.weight.to(x.dtype), None if p.bias is None else p.bias.to(x.dtype)) for p in parts]
-    adapted = [(y, (p.a, p.b)) for y, p in zip(found, parts, strict=True) if p.a is not None and p.b is not None]
-    return found, low_rank.add(x, [y for y, _ in adapted], [pair for _, pair in adapted], scale) if adapted else None
+    adapted = _adapted(parts)
+    if (c := _compiled(x, parts)) is not None:
+        found, low = _forward(c, x.contiguous(), parts, scale, in_pairs=_in_pairs(x, parts))
+    else:
+        found, low = [F.linear(x, p.weight.to(x.dtype), None if p.bias is None else p.bias.to(x.dtype)) for p in parts], None
+    return found, low_rank.add(x, [found[i] for i in adapted], list(adapted.values()), scale) if adapted and low is None else low
 
 
 def backward(gs: Sequence[Tensor], x: Tensor, low: Tensor | None, parts: Sequence[Part], scale: float, wanted: Sequence[bool]) -> tuple[Tensor | None, list[Tensor | None]]:
     """The gradient of ``x``, and of every part's four tensors end to end; ``wanted`` says of which, ``x`` first. ``x`` may be empty when no weight and no A is."""
+    in_pairs = low is not None and _in_pairs(gs[0], parts)
+    c = _compiled(gs[0], parts)
+    g_x, found = _plain(gs, x, parts, wanted) if c is None else _backward(c, [g.contiguous() for g in gs], x.contiguous(), low if in_pairs else None, parts, scale, wanted)
+    for i, (g, p) in enumerate(zip(gs, parts, strict=True)):
+        found[4 * i + 1] = g.sum(0, dtype=p.weight.dtype) if wanted[4 * i + 2] else None
+    adapted = _adapted(parts)
+    if low is not None and not (c and in_pairs):
+        train = [any(wanted[4 * i + k] for i in adapted) for k in (3, 4)]
+        made = low_rank.backward([gs[i] for i in adapted], x, low, list(adapted.values()), scale, g_x, *train)
+        for k, gradients in enumerate(made):
+            for i, g in zip(adapted, gradients, strict=False):
+                found[4 * i + 2 + k] = g if wanted[4 * i + 3 + k] else None
+    return g_x, found
+
+
+def _plain(gs: Sequence[Tensor], x: Tensor, parts: Sequence[Part], wanted: Sequence[bool]) -> tuple[Tensor | None, list[Tensor | None]]:
     g_x: Tensor | None = None
     found: list[Tensor | None] = [None] * (4 * len(parts))
     for i, (g, p) in enumerate(zip(gs, parts, strict=True)):
@@ -52,18 +74,77 @@ def backward(gs: Sequence[Tensor], x: Tensor, low: Tensor | None, parts: Sequenc
             g_x = g @ weight if g_x is None else g_x.addmm_(g, weight)
         if wanted[4 * i + 1]:
             found[4 * i] = (g.t() @ x).to(p.weight.dtype)
-        if wanted[4 * i + 2]:
-            found[4 * i + 1] = g.sum(0, dtype=p.weight.dtype)
-    adapted = [(i, (p.a, p.b)) for i, p in enumerate(parts) if p.a is not None and p.b is not None]
-    if low is not None:
-        train = [any(wanted[4 * i + k] for i, _ in adapted) for k in (3, 4)]
-        made = low_rank.backward([gs[i] for i, _ in adapted], x, low, [pair for _, pair in adapted], scale, g_x, *train)
-        for k, gradients in enumerate(made):
-            for (i, _), g in zip(adapted, gradients, strict=False):
-                found[4 * i + 2 + k] = g if wanted[4 * i + 3 + k] else None
     return g_x, found
+
+
+def _adapted(parts: Sequence[Part]) -> dict[int, low_rank.Pair]:
+    return {i: (p.a, p.b) for i, p in enumerate(parts) if p.a is not None and p.b is not None}
 
 
 def reads_input(wanted: Sequence[bool]) -> bool:
     """Whether `backward` needs the input itself: a weight or an A is trained."""
     return any(wanted[1::4]) or any(wanted[3::4])
+
+
+# -- compiled ----------------------------------------------------------------------------------------------------------------
+class _Struct(ctypes.Structure):
+    """A part as `linears.c` has it."""
+
+    _fields_ = (*((name, ctypes.c_void_p) for name in ("weight", "bias", "g", "a", "b", "y", "g_weight", "g_a", "g_b")), ("outputs", ctypes.c_int64))
+
+
+def _compiled(like: Tensor, parts: Sequence[Part]) -> Any:
+    """The passes, if they can: they take numbers in pairs, so every side is even."""
+    c = passes(like, like.dtype)
+    return c if hasattr(c, "linears") and not any(n % 2 for p in parts for n in p.weight.shape) else None
+
+
+def _in_pairs(like: Tensor, parts: Sequence[Part]) -> bool:
+    """Whether the passes take the adapters too: in bfloat16, those of all parts, as they are trained, in float32, of an even rank."""
+    pairs = [t for p in parts for t in (p.a, p.b) if t is not None]
+    return like.dtype == torch.bfloat16 and len(pairs) == 2 * len(parts) and len(pairs[0]) % 2 == 0 and all(t.dtype == torch.float32 for t in pairs)
+
+
+def any_size(like: Tensor, dtype: torch.dtype) -> bool:
+    """Whether products of any number of rows are as fast as others; oneDNN compiles a kernel for every size that it meets."""
+    return hasattr(passes(like, dtype), "linears")
+
+
+def _forward(c: Any, x: Tensor, parts: Sequence[Part], scale: float, *, in_pairs: bool) -> tuple[list[Tensor], Tensor | None]:
+    rank = _rank(parts) if in_pairs else 0
+    found = [x.new_empty(len(x), len(p.weight)) for p in parts]
+    low = x.new_empty(len(x), len(parts) * rank) if rank else None
+    held = [(p.weight.to(x.dtype).contiguous(), None if p.bias is None else p.bias.to(x.dtype)) for p in parts]
+    structs = (_Struct * len(parts))(
+        *(_Struct(weight=_at(w), bias=_at(bias), a=_at(p.a), b=_at(p.b), y=_at(y), outputs=len(w)) for (w, bias), p, y in zip(held, parts, found, strict=True))
+    )
+    c.linears(ctypes.byref(structs), len(parts), x.data_ptr(), *x.shape, rank, scale, _at(low))
+    return found, low
+
+
+def _backward(c: Any, gs: Sequence[Tensor], x: Tensor, low: Tensor | None, parts: Sequence[Part], scale: float, wanted: Sequence[bool]) -> tuple[Tensor | None, list[Tensor | None]]:
+    inputs, rank, made = parts[0].weight.shape[1], 0 if low is None else _rank(parts), []
+    train_a, train_b = (rank > 0 and any(wanted[k::4]) for k in (3, 4))
+    structs, weights = (_Struct * len(parts))(), [p.weight.to(g.dtype).contiguous() for g, p in zip(gs, parts, strict=True)]
+    for i, (g, w, p) in enumerate(zip(gs, weights, parts, strict=True)):
+        made.append([_float32(p.weight, wanted[4 * i + 1]), _float32(p.a, train_a), _float32(p.b, train_b)])
+        g_weight, g_a, g_b = map(_at, made[i])
+        structs[i] = _Struct(weight=_at(w), g=_at(g), a=_at(p.a), b=_at(p.b), g_weight=g_weight, g_a=g_a, g_b=g_b, outputs=len(w))
+    g_x = gs[0].new_empty(len(gs[0]), inputs) if wanted[0] else None
+    c.linears_backward(ctypes.byref(structs), len(parts), _at(x), len(gs[0]), inputs, rank, scale, _at(low), _at(g_x))
+    found: list[Tensor | None] = []
+    for i, (p, (g_weight, g_a, g_b)) in enumerate(zip(parts, made, strict=True)):
+        found += [None if g_weight is None else g_weight.to(p.weight.dtype), None, g_a if wanted[4 * i + 3] else None, g_b if wanted[4 * i + 4] else None]
+    return g_x, found
+
+
+def _float32(like: Tensor | None, wanted: bool) -> Tensor | None:
+    return torch.empty_like(like, dtype=torch.float32) if like is not None and wanted else None
+
+
+def _rank(parts: Sequence[Part]) -> int:
+    return 0 if parts[0].a is None else len(parts[0].a)
+
+
+def _at(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()

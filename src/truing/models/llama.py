@@ -71,17 +71,22 @@ def run_layers(model: PreTrainedModel, x_ND: Tensor, pack: Pack, first: int, las
     """States after layers ``first`` to ``last - 1``. After the last one's attention, rows at other positions are no longer needed."""
     wanted = len(x_ND) if positions is None else len(positions)
     turn = turns(model, pack.shape[1], x_ND)
-    x_ND = F.pad(x_ND, (0, 0, 0, even(len(x_ND)) - len(x_ND)))
+    x_ND = F.pad(x_ND, (0, 0, 0, even(len(x_ND), x_ND, how.dtype) - len(x_ND)))
     for index in range(first, last):
         given = (model.base_model.layers[index], f"model.layers.{index}", x_ND, pack, turn, adapter, how.dtype, positions if index == last - 1 else None)
         x_ND = checkpoint(_layer, *given, use_reentrant=False, preserve_rng_state=False) if how.checkpointing and torch.is_grad_enabled() else _layer(*given)
     return (x_ND if positions is None or last > first else x_ND[positions])[:wanted]
 
 
-def even(n: int) -> int:
-    """n rounded up to one of eight sizes an octave. oneDNN compiles a kernel for every size of a product it meets, which takes longer than a few rows more.
+def even(n: int, like: Tensor, dtype: torch.dtype) -> int:
+    """n, or where products are oneDNN's n rounded up to one of eight sizes an octave: it compiles a kernel for every size it meets, which takes longer than a few rows more."""
+    return n if linears.any_size(like, dtype) else octave(n)
 
-    >>> [even(n) for n in (1, 8, 100, 128, 129, 2000)]
+
+def octave(n: int) -> int:
+    """n rounded up to one of eight sizes an octave.
+
+    >>> [octave(n) for n in (1, 8, 100, 128, 129, 2000)]
     [8, 8, 104, 128, 144, 2048]
     """
     step = 1 << max(3, (n - 1).bit_length() - 4)
@@ -112,5 +117,5 @@ def _layer(
         q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)
     mixed_ND = attend(q, k, v, pack, turn, attention.scaling).flatten(-2)
     if positions is not None:
-        x_ND, mixed_ND = (rows(x, positions, even(len(positions))) for x in (x_ND, mixed_ND))
+        x_ND, mixed_ND = (rows(x, positions, even(len(positions), x, dtype)) for x in (x_ND, mixed_ND))
     return halves.finish(x_ND, mixed_ND, after.weight, after.variance_epsilon, [parts[n] for n in ("o_proj", "gate_proj", "up_proj", "down_proj")], scale)

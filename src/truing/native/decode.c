@@ -134,39 +134,29 @@ typedef struct { /* y = [W, B] [x, A x] + b: an adapter's B are more columns of 
     int64_t inputs, ranks, outputs;
 } Product;
 
-int omp_get_thread_num(void), omp_get_num_threads(void);
-
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t row_of(const Product *p) { return p->inputs + p->ranks; } /* that it reads */
 
 /* w [outputs, inputs] as words: of sixteen rows after the other, zeros where there is none */
 void lay_out(const T *w, int64_t outputs, int64_t inputs, uint32_t *words) {
-    int64_t depth = inputs / DEPTH;
-    const float *from = (const float *)w; /* words, whatever they hold */
-    ROWS((outputs + L - 1) / L, outputs * inputs) OVER(depth) {
-        V t[L];
-        for (int64_t k = 0; k < L; k++) t[k] = i * L + k < outputs ? read(from + (i * L + k) * depth + j, m) : all(0);
-        transpose(t);
-        for (int64_t k = 0; k < m; k++) write((float *)words + (i * depth + j + k) * L, t[k], L);
-    }
+    ROWS((outputs + L - 1) / L, outputs * inputs) rows_as_words(w + i * L * inputs, least(outputs - i * L, L), inputs, words + i * L * (inputs / DEPTH), L);
 }
 
 /* x [rows, row_of], whose columns after the inputs are written; all threads together */
 static void product(const Product *p, T *x, int64_t rows, T *y) {
-    int64_t row = row_of(p), in = p->inputs, words = row / DEPTH * L, vectors = (p->outputs + L - 1) / L;
-    int64_t begin = vectors * omp_get_thread_num() / omp_get_num_threads() * L, end = least(vectors * (omp_get_thread_num() + 1) / omp_get_num_threads() * L, p->outputs);
+    int64_t row = row_of(p), in = p->inputs, words = row / DEPTH * L;
+    Share own = share_of(p->outputs);
+    int64_t begin = from_column(own, p->outputs, 0), end = from_column(own, p->outputs, 1), last = from_row(own, rows, 1);
     if (p->ranks) {
         #pragma omp for schedule(static)
-        for (int64_t i = 0; i < rows; i += TOKENS) times(x + i * row, row, least(rows - i, TOKENS), in, p->low, L, in / DEPTH * L, x + i * row + in, row, p->ranks);
+        for (int64_t i = 0; i < rows; i += TOKENS) {
+            Segment low = {x + i * row, row, BY_ROW, in, p->low, L, in / DEPTH * L};
+            times(&low, 1, least(rows - i, TOKENS), NULL, x + i * row + in, row, p->ranks);
+        }
     }
-    for (int64_t i = 0; i < rows; i += TILE)
-        times(x + i * row, row, least(rows - i, TILE), row, p->weights + begin / L * words, L, words, y + i * p->outputs + begin, p->outputs, end - begin);
-    if (p->bias)
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t j = begin; j < end; j += L) {
-                T *to = y + i * p->outputs + j;
-                put(to, get(to, least(end - j, L)) + get(p->bias + j, least(end - j, L)), least(end - j, L));
-            }
+    for (int64_t i = from_row(own, rows, 0); i < last; i += TILE) {
+        Segment whole = {x + i * row, row, BY_ROW, row, p->weights + begin / L * words, L, words};
+        times(&whole, 1, least(last - i, TILE), p->bias ? p->bias + begin : NULL, y + i * p->outputs + begin, p->outputs, end - begin);
+    }
     #pragma omp barrier
 }
 

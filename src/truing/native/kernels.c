@@ -100,7 +100,7 @@ static inline double below(double goal, double whole) { return goal < whole ? go
 void draw(const float *x, const double *uniforms, float temperature, int64_t *tokens, float *logp, int64_t n, int64_t v) {
     ROWS(n, n * v) {
         const float *l = x + i * v;
-        float inside[BLOCK];
+        float inside[BLOCK] = {0};
         V top = all(-INFINITY);
         I odd = {0};
         OVER(v) { V a = pick(lane < (int32_t)m, read(l + j, m), all(-INFINITY)); odd |= a != a; top = larger(a, top); }
