@@ -15,7 +15,8 @@ from torch import Tensor
 
 from truing import native
 from truing.maths import likelihood
-from truing.models import attention, fused, linears
+from truing.models import attention, fused
+from truing.native import products
 
 WIDTHS = (1, 15, 16, 17, 40, 688)  # below, at and beyond the sixteen lanes, whole and with a rest
 CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 1e-2, "rtol": 1.6e-2}}  # bfloat16 rounds by 2^-9; the PyTorch form up to three times
@@ -24,7 +25,7 @@ CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 1
 @pytest.fixture(params=["compiled", "pytorch"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "pytorch":
-        for caller in (fused, attention, linears, likelihood):
+        for caller in (fused, attention, likelihood, products):
             monkeypatch.setattr(caller, "passes", lambda x, dtype: None)
     elif native.library(torch.float32) is None:
         pytest.skip("no C compiler on this machine, so the passes run in PyTorch only")

@@ -122,6 +122,7 @@ def test_two_layers_say_what_five_hold_and_remember(tmp_path: Path, kind: str, l
     known = memory.storages(role, pack.trunk)
     for graph in (likelihood_of, values_of):
         true = memory.kept(lambda graph=graph: graph(role, pack, positions), known)  # type: ignore[misc]
+        true -= 4 * len(positions) * 300 if lora is None and graph is likelihood_of else 0  # a trained head keeps its chunk of logits, which the plan counts apart
         planned = found.kept(graph, [20] * 4, 0.5)
         assert true > 20_000 and abs(planned / true - 1) < 0.05, (graph, planned, true)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from truing.native import passes
+from truing.native import passes, products
 
 CHUNK = 512  # rows of logits alive at once: 512 x 49,152 x 4 bytes = 100 MB
 
@@ -106,7 +106,7 @@ class _Head(torch.autograd.Function):
             log_probs = logits.log_softmax(1) if d_entropy is not None else None
             logp[rows], entropy[rows], pull = _read(logits, targets[rows], less=1.0, dtype=dtype)
             if d_logp is not None:  # dlogp/dlogit_v = [v = target] - p_v
-                d_logp[rows] = -(pull @ factor) / temperature
+                d_logp[rows] = -products.back_by(pull, factor) / temperature
             if d_entropy is not None and log_probs is not None:  # dH/dlogit_v = -p_v (log p_v + H)
                 probs = pull.scatter_add_(1, targets[rows, None], torch.ones_like(pull[:, :1]))
                 d_entropy[rows] = -(log_probs.add_(entropy[rows, None]).mul_(probs) @ weight) / temperature
@@ -128,7 +128,7 @@ class _Head(torch.autograd.Function):
         g_weight = g_bias = None
         if kept is not None and g_logp is not None:
             pull = g_logp[:, None] / -temperature
-            g_weight, g_bias = kept.t() @ (hidden * pull), (kept.t() @ pull)[:, 0] if bias is not None else None
+            g_weight, g_bias = products.over_rows(kept, hidden * pull).to(weight.dtype), (kept.t() @ pull)[:, 0] if bias is not None else None
         elif ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:  # a trained head: make the chunk's probabilities again
             g_weight = torch.zeros_like(weight)
             g_bias = torch.zeros_like(bias) if bias is not None else None
@@ -202,7 +202,7 @@ def _read(logits: Tensor, targets: Tensor, *, less: float = 0.0, dtype: torch.dt
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     bias = None if bias is None else bias / temperature
-    return torch.nn.functional.linear(hidden / temperature, weight, bias)  # D divisions a row, not V
+    return products.rows_by(hidden / temperature, weight, bias)  # D divisions a row, not V
 
 
 def _finite(log_probs: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from truing.models import low_rank
 from truing.models.adapters import Adapter
-from truing.native import passes
+from truing.native.products import Part as Struct
+from truing.native.products import at, compiled
 
 
 class Part(NamedTuple):
@@ -87,16 +88,9 @@ def reads_input(wanted: Sequence[bool]) -> bool:
 
 
 # -- compiled ----------------------------------------------------------------------------------------------------------------
-class _Struct(ctypes.Structure):
-    """A part as `linears.c` has it."""
-
-    _fields_ = (*((name, ctypes.c_void_p) for name in ("weight", "bias", "g", "a", "b", "y", "g_weight", "g_a", "g_b")), ("outputs", ctypes.c_int64))
-
-
 def _compiled(like: Tensor, parts: Sequence[Part]) -> Any:
     """The passes, if they can: they take numbers in pairs, so every side is even."""
-    c = passes(like, like.dtype)
-    return c if hasattr(c, "linears") and not any(n % 2 for p in parts for n in p.weight.shape) else None
+    return None if any(n % 2 for p in parts for n in p.weight.shape) else compiled(like, like.dtype)
 
 
 def _in_pairs(like: Tensor, parts: Sequence[Part]) -> bool:
@@ -107,7 +101,7 @@ def _in_pairs(like: Tensor, parts: Sequence[Part]) -> bool:
 
 def any_size(like: Tensor, dtype: torch.dtype) -> bool:
     """Whether products of any number of rows are as fast as others; oneDNN compiles a kernel for every size that it meets."""
-    return hasattr(passes(like, dtype), "linears")
+    return compiled(like, dtype) is not None
 
 
 def _forward(c: Any, x: Tensor, parts: Sequence[Part], scale: float, *, in_pairs: bool) -> tuple[list[Tensor], Tensor | None]:
@@ -115,27 +109,26 @@ def _forward(c: Any, x: Tensor, parts: Sequence[Part], scale: float, *, in_pairs
     found = [x.new_empty(len(x), len(p.weight)) for p in parts]
     low = x.new_empty(len(x), len(parts) * rank) if rank else None
     held = [(p.weight.to(x.dtype).contiguous(), None if p.bias is None else p.bias.to(x.dtype)) for p in parts]
-    structs = (_Struct * len(parts))(
-        *(_Struct(weight=_at(w), bias=_at(bias), a=_at(p.a), b=_at(p.b), y=_at(y), outputs=len(w)) for (w, bias), p, y in zip(held, parts, found, strict=True))
+    structs = (Struct * len(parts))(
+        *(Struct(weight=at(w), bias=at(bias), a=at(p.a), b=at(p.b), y=at(y), outputs=len(w)) for (w, bias), p, y in zip(held, parts, found, strict=True))
     )
-    c.linears(ctypes.byref(structs), len(parts), x.data_ptr(), *x.shape, rank, scale, _at(low))
+    c.linears(ctypes.byref(structs), len(parts), x.data_ptr(), *x.shape, rank, scale, at(low))
     return found, low
 
 
 def _backward(c: Any, gs: Sequence[Tensor], x: Tensor, low: Tensor | None, parts: Sequence[Part], scale: float, wanted: Sequence[bool]) -> tuple[Tensor | None, list[Tensor | None]]:
-    inputs, rank, made = parts[0].weight.shape[1], 0 if low is None else _rank(parts), []
+    inputs, rank = parts[0].weight.shape[1], 0 if low is None else _rank(parts)
     train_a, train_b = (rank > 0 and any(wanted[k::4]) for k in (3, 4))
-    structs, weights = (_Struct * len(parts))(), [p.weight.to(g.dtype).contiguous() for g, p in zip(gs, parts, strict=True)]
-    for i, (g, w, p) in enumerate(zip(gs, weights, parts, strict=True)):
-        made.append([_float32(p.weight, wanted[4 * i + 1]), _float32(p.a, train_a), _float32(p.b, train_b)])
-        g_weight, g_a, g_b = map(_at, made[i])
-        structs[i] = _Struct(weight=_at(w), g=_at(g), a=_at(p.a), b=_at(p.b), g_weight=g_weight, g_a=g_a, g_b=g_b, outputs=len(w))
-    g_x = gs[0].new_empty(len(gs[0]), inputs) if wanted[0] else None
-    c.linears_backward(ctypes.byref(structs), len(parts), _at(x), len(gs[0]), inputs, rank, scale, _at(low), _at(g_x))
+    structs, weights = (Struct * len(parts))(), [p.weight.to(g.dtype).contiguous() for g, p in zip(gs, parts, strict=True)]
     found: list[Tensor | None] = []
-    for i, (p, (g_weight, g_a, g_b)) in enumerate(zip(parts, made, strict=True)):
-        found += [None if g_weight is None else g_weight.to(p.weight.dtype), None, g_a if wanted[4 * i + 3] else None, g_b if wanted[4 * i + 4] else None]
-    return g_x, found
+    for i, (g, w, p) in enumerate(zip(gs, weights, parts, strict=True)):
+        g_weight, g_a, g_b = _float32(p.weight, wanted[4 * i + 1]), _float32(p.a, train_a), _float32(p.b, train_b)
+        structs[i] = Struct(weight=at(w), g=at(g), a=at(p.a), b=at(p.b), g_weight=at(g_weight), g_a=at(g_a), g_b=at(g_b), outputs=len(w))
+        found += [g_weight, None, g_a, g_b]
+    g_x = gs[0].new_empty(len(gs[0]), inputs) if wanted[0] else None
+    c.linears_backward(ctypes.byref(structs), len(parts), at(x), len(gs[0]), inputs, rank, scale, at(low), at(g_x))
+    like = [t.dtype if t is not None else None for p in parts for t in p]
+    return g_x, [g.to(dtype) if w and g is not None else None for g, w, dtype in zip(found, wanted[1:], like, strict=True)]
 
 
 def _float32(like: Tensor | None, wanted: bool) -> Tensor | None:
@@ -144,7 +137,3 @@ def _float32(like: Tensor | None, wanted: bool) -> Tensor | None:
 
 def _rank(parts: Sequence[Part]) -> int:
     return 0 if parts[0].a is None else len(parts[0].a)
-
-
-def _at(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 Pair = tuple[Tensor, Tensor]
 """A ``[rank, in]`` and B ``[out, rank]`` of one layer."""
 
