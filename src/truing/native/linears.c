@@ -8,7 +8,6 @@
 #define WIDE(n) (((n) + 2 * L - 1) / (2 * L) * (2 * L))
 
 #if defined(PAIRS) && defined(PRODUCTS)
-#define RANKS 8    /* of a block of sums over tokens */
 #define ITEM 64    /* tokens that a thread takes at once */
 #define REST(n, step, at) ((n) - (at) < (step) ? (n) - (at) : (step))
 
@@ -46,40 +45,6 @@ static inline void tokens_in_pairs(const T *x, int64_t tokens, int64_t columns, 
             keep(words + t / 2 * width + j + L, b);
         }
 }
-
-/* -- sums over tokens: out[r][j] (or out[j][r]) = scale times the sum over t of low[t][r] x[t][j], for eight r and 32 j -------------------- */
-static inline __attribute__((always_inline)) void summed(const uint32_t *low, int64_t low_row, const T *x, int64_t x_row, int64_t tokens, int64_t columns, V s[RANKS][2]) {
-    #pragma GCC unroll 8
-    for (int r = 0; r < RANKS; r++) s[r][0] = s[r][1] = all(0);
-    for (int64_t t = 0; t < tokens; t += 2) {
-        U a, b;
-        side_by_side(x + t * x_row, columns, x + (t + 1) * x_row, t + 1 < tokens ? columns : 0, &a, &b);
-        #pragma GCC unroll 8
-        for (int r = 0; r < RANKS; r++) {
-            U w = word_of(low + t / 2 * low_row + r);
-            s[r][0] = dot(s[r][0], w, a);
-            s[r][1] = dot(s[r][1], w, b);
-        }
-    }
-}
-
-/* low: pairs of tokens [tokens / 2, low_row], from whose column `first` on there are `ranks`; each thread takes some of the columns */
-static void over_tokens(const uint32_t *low, int64_t low_row, int64_t ranks, const T *x, int64_t x_row, int64_t tokens, int64_t columns, float scale, float *out,
-                        int64_t rank_apart, int64_t column_apart) {
-    #pragma omp for schedule(static) nowait
-    for (int64_t j = 0; j < columns; j += 2 * L)
-        for (int64_t r = 0; r < ranks; r += RANKS) {
-            V s[RANKS][2];
-            float f[RANKS][2 * L];
-            int64_t wide = REST(columns, 2 * L, j), deep = REST(ranks, RANKS, r);
-            summed(low + r, low_row, x + j, x_row, tokens, wide, s);
-            for (int i = 0; i < RANKS; i++)
-                for (int v = 0; v < 2; v++) write(f[i] + v * L, s[i][v] * scale, L);
-            for (int64_t i = 0; i < deep; i++)
-                for (int64_t k = 0; k < wide; k++) out[(r + i) * rank_apart + (j + k) * column_apart] = f[i][k];
-        }
-}
-
 #endif
 
 #ifdef PRODUCTS
@@ -135,8 +100,16 @@ void linears(const Part *parts, int64_t count, const T *x, int64_t tokens, int64
     free(all_a);
 }
 
-/* -- g_weight_i = g_i^T x: each thread takes some columns of x, some tokens of them at a time as words, and eight outputs after the other -------------- */
+/* -- sums over tokens: each thread takes some columns of x, and of them some tokens at a time as words ---------------------------------- */
 #define CHUNK 512 /* tokens */
+static inline void tile(const Segment *s, int64_t from, int64_t left, V found[TOKENS][VECTORS]) {
+    memset(found, 0, sizeof(V) * TOKENS * VECTORS);
+    if (left > 2 * L) sums(s, 1, 0, from, found, TOKENS, 3);
+    else if (left > L) sums(s, 1, 0, from, found, TOKENS, 2);
+    else sums(s, 1, 0, from, found, TOKENS, 1);
+}
+
+/* g_weight_i = g_i^T x, eight outputs after the other */
 static void weights(const Part *parts, int64_t count, const T *x, int64_t tokens, int64_t in) {
     Share own = share_of(in);
     int64_t begin = from_column(own, in, 0), end = from_column(own, in, 1), wide = (end - begin + L - 1) / L * L;
@@ -150,15 +123,12 @@ static void weights(const Part *parts, int64_t count, const T *x, int64_t tokens
                 columns_as_words(p->g + t * p->outputs + o, n, p->outputs, rows, some, TOKENS);
                 Segment segment = {(const T *)some, DEPTH, TOKENS * DEPTH, n, words, wide, L};
                 for (int64_t j = begin; j < end; j += VECTORS * L) {
-                    V s[TOKENS][VECTORS] = {0};
-                    int64_t left = end - j, vector = (j - begin) / L;
-                    if (left > 2 * L) sums(&segment, 1, 0, vector, s, TOKENS, 3);
-                    else if (left > L) sums(&segment, 1, 0, vector, s, TOKENS, 2);
-                    else sums(&segment, 1, 0, vector, s, TOKENS, 1);
+                    V s[TOKENS][VECTORS];
+                    tile(&segment, (j - begin) / L, end - j, s);
                     for (int64_t i = 0; i < rows; i++)
-                        for (int64_t v = 0; v < VECTORS && v * L < left; v++) {
+                        for (int64_t v = 0; v < VECTORS && j + v * L < end; v++) {
                             float *to = p->g_weight + (o + i) * in + j + v * L;
-                            int64_t m = least(left - v * L, L);
+                            int64_t m = least(end - j - v * L, L);
                             write(to, t ? read(to, m) + s[i][v] : s[i][v], m);
                         }
                 }
@@ -167,11 +137,38 @@ static void weights(const Part *parts, int64_t count, const T *x, int64_t tokens
     free(words);
 }
 
+#ifdef PAIRS
+/* out[r][j] (or out[j][r]) = scale times the sum over t of low[t][r] x[t][j]; low: words of two tokens [tokens / 2, low_row] */
+static void over_tokens(const uint32_t *low, int64_t low_row, int64_t ranks, const T *x, int64_t columns, int64_t tokens, float scale, float *out, int64_t rank_apart,
+                        int64_t column_apart) {
+    Share own = share_of(columns);
+    int64_t begin = from_column(own, columns, 0), end = own.row ? begin : from_column(own, columns, 1), wide = (end - begin + L - 1) / L * L;
+    uint32_t *words = room_for(CHUNK / 2 * wide);
+    for (int64_t t = 0; t < tokens; t += CHUNK) {
+        int64_t n = least(tokens - t, CHUNK);
+        columns_as_words(x + t * columns + begin, n, columns, end - begin, words, wide);
+        for (int64_t r = 0; r < ranks; r += TOKENS) {
+            Segment segment = {(const T *)(low + t / 2 * low_row + r), DEPTH, low_row * DEPTH, n, words, wide, L};
+            for (int64_t j = begin; j < end; j += VECTORS * L) {
+                V s[TOKENS][VECTORS];
+                tile(&segment, (j - begin) / L, end - j, s);
+                for (int64_t i = 0; i < least(ranks - r, TOKENS); i++) {
+                    float f[VECTORS * L], *to = out + (r + i) * rank_apart + j * column_apart;
+                    for (int64_t v = 0; v < VECTORS; v++) write(f + v * L, s[i][v] * scale, L);
+                    for (int64_t k = 0; k < least(end - j, VECTORS * L); k++) to[k * column_apart] = t ? to[k * column_apart] + f[k] : f[k];
+                }
+            }
+        }
+    }
+    free(words);
+}
+#endif
+
 /* -- backward: g_x = the sum of g_i W_i, and through adapters g_low_i = g_i B_i, g_x += scale g_low A, g_a = scale g_low^T x and g_b_i = g_i^T low_i ------- */
 void linears_backward(const Part *parts, int64_t count, const T *x, int64_t tokens, int64_t in, int64_t rank, float scale, const T *low, T *g_x) {
     int64_t ranks = count * rank, half = (tokens + 1) / 2, size = 0, most = 0;
     for (int64_t i = 0; i < count; i++) size += parts[i].outputs / 2 * WIDE(rank), most += parts[i].outputs;
-    uint32_t *all_a = room_for(ranks / 2 * WIDE(in) + size + 3 * half * WIDE(ranks)), *all_b = all_a + ranks / 2 * WIDE(in);
+    uint32_t *all_a = room_for(ranks / 2 * WIDE(in) + size + 3 * half * WIDE(ranks) + L), *all_b = all_a + ranks / 2 * WIDE(in);
     uint32_t *pairs = all_b + size, *g_pairs = pairs + half * WIDE(ranks);
     T *g_low = (T *)(g_pairs + half * WIDE(ranks));
     #pragma omp parallel
@@ -196,8 +193,8 @@ void linears_backward(const Part *parts, int64_t count, const T *x, int64_t toke
                 if (parts->g_b) tokens_in_pairs(low + t * ranks, n, ranks, pairs + t / 2 * WIDE(ranks), WIDE(ranks));
             }
             for (int64_t i = 0; i < count; i++) {
-                if (parts->g_a) over_tokens(g_pairs + i * rank, WIDE(ranks), rank, x, in, tokens, in, scale, parts[i].g_a, in, 1);
-                if (parts->g_b) over_tokens(pairs + i * rank, WIDE(ranks), rank, parts[i].g, parts[i].outputs, tokens, parts[i].outputs, 1.0f, parts[i].g_b, 1, rank);
+                if (parts->g_a) over_tokens(g_pairs + i * rank, WIDE(ranks), rank, x, in, tokens, scale, parts[i].g_a, in, 1);
+                if (parts->g_b) over_tokens(pairs + i * rank, WIDE(ranks), rank, parts[i].g, parts[i].outputs, tokens, 1.0f, parts[i].g_b, 1, rank);
             }
         }
 #endif
