@@ -95,8 +95,7 @@ def _compiled(like: Tensor, parts: Sequence[Part]) -> Any:
 
 def _in_pairs(like: Tensor, parts: Sequence[Part]) -> bool:
     """Whether the passes take the adapters too: in bfloat16, those of all parts, as they are trained, in float32, of an even rank."""
-    pairs = [t for p in parts for t in (p.a, p.b) if t is not None]
-    return like.dtype == torch.bfloat16 and len(pairs) == 2 * len(parts) and len(pairs[0]) % 2 == 0 and all(t.dtype == torch.float32 for t in pairs)
+    return like.dtype == torch.bfloat16 and all(p.a is not None and p.b is not None and p.a.dtype == p.b.dtype == torch.float32 and p.a.shape[0] % 2 == 0 for p in parts)
 
 
 def any_size(like: Tensor, dtype: torch.dtype) -> bool:
@@ -106,11 +105,11 @@ def any_size(like: Tensor, dtype: torch.dtype) -> bool:
 
 def _forward(c: Any, x: Tensor, parts: Sequence[Part], scale: float, *, in_pairs: bool) -> tuple[list[Tensor], Tensor | None]:
     rank = _rank(parts) if in_pairs else 0
-    found = [x.new_empty(len(x), len(p.weight)) for p in parts]
-    low = x.new_empty(len(x), len(parts) * rank) if rank else None
+    found = [x.new_empty(x.shape[0], p.weight.shape[0]) for p in parts]
+    low = x.new_empty(x.shape[0], len(parts) * rank) if rank else None
     held = [(p.weight.to(x.dtype).contiguous(), None if p.bias is None else p.bias.to(x.dtype)) for p in parts]
     structs = (Struct * len(parts))(
-        *(Struct(weight=at(w), bias=at(bias), a=at(p.a), b=at(p.b), y=at(y), outputs=len(w)) for (w, bias), p, y in zip(held, parts, found, strict=True))
+        *(Struct(weight=at(w), bias=at(bias), a=at(p.a), b=at(p.b), y=at(y), outputs=w.shape[0]) for (w, bias), p, y in zip(held, parts, found, strict=True))
     )
     c.linears(ctypes.byref(structs), len(parts), x.data_ptr(), *x.shape, rank, scale, at(low))
     return found, low
@@ -123,10 +122,10 @@ def _backward(c: Any, gs: Sequence[Tensor], x: Tensor, low: Tensor | None, parts
     found: list[Tensor | None] = []
     for i, (g, w, p) in enumerate(zip(gs, weights, parts, strict=True)):
         g_weight, g_a, g_b = _float32(p.weight, wanted[4 * i + 1]), _float32(p.a, train_a), _float32(p.b, train_b)
-        structs[i] = Struct(weight=at(w), g=at(g), a=at(p.a), b=at(p.b), g_weight=at(g_weight), g_a=at(g_a), g_b=at(g_b), outputs=len(w))
+        structs[i] = Struct(weight=at(w), g=at(g), a=at(p.a), b=at(p.b), g_weight=at(g_weight), g_a=at(g_a), g_b=at(g_b), outputs=w.shape[0])
         found += [g_weight, None, g_a, g_b]
-    g_x = gs[0].new_empty(len(gs[0]), inputs) if wanted[0] else None
-    c.linears_backward(ctypes.byref(structs), len(parts), at(x), len(gs[0]), inputs, rank, scale, at(low), at(g_x))
+    g_x = gs[0].new_empty(gs[0].shape[0], inputs) if wanted[0] else None
+    c.linears_backward(ctypes.byref(structs), len(parts), at(x), gs[0].shape[0], inputs, rank, scale, at(low), at(g_x))
     like = [t.dtype if t is not None else None for p in parts for t in p]
     return g_x, [g.to(dtype) if w and g is not None else None for g, w, dtype in zip(found, wanted[1:], like, strict=True)]
 
@@ -136,4 +135,4 @@ def _float32(like: Tensor | None, wanted: bool) -> Tensor | None:
 
 
 def _rank(parts: Sequence[Part]) -> int:
-    return 0 if parts[0].a is None else len(parts[0].a)
+    return 0 if parts[0].a is None else parts[0].a.shape[0]
