@@ -19,6 +19,7 @@ from benchmarks.models import NAMES, folder_of, reward_of
 from benchmarks.turns import machine_busy
 
 PRODUCTS = ("mm", "linear", "conv", "attention", "mkldnn", "gemm", "baddbmm")
+OWN = "passes::"  # before the name of a compiled pass
 WARMUP = 2  # units before the one that is measured without a profiler, which comes before the one with
 
 
@@ -69,7 +70,28 @@ class Profiled:
 
 def is_product(name: str) -> bool:
     """Whether an operator's own time is that of matrix products."""
+    if name.startswith(OWN):
+        return name.removeprefix(OWN) in ("linears", "linears_backward", "multiply", "step")
     return name.startswith(("aten::", "mkldnn::")) and any(word in name for word in PRODUCTS)
+
+
+def name_passes() -> None:
+    """Let every compiled pass appear as an operator of its own; PyTorch's profiler would count it as its caller's time."""
+    from torch.profiler import record_function
+
+    from truing import native
+
+    def named(name: str, run: Any) -> Any:
+        def call(*given: Any) -> None:
+            with record_function(OWN + name):
+                run(*given)
+
+        return call
+
+    for library in filter(None, map(native.library, native.MODES)):
+        for name in native.names():
+            if hasattr(library, name):
+                setattr(library, name, named(name, getattr(library, name)))
 
 
 def work_of(row: str, model: str, dtype: str, lora: bool) -> tuple[str, dict[str, Any]]:
@@ -98,6 +120,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=15)
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+    name_passes()
     module, asks = work_of(given.row, given.model, given.dtype, given.lora)
     try:
         importlib.import_module(f"benchmarks.{module}").play(Profiled(given.top), asks)

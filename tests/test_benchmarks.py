@@ -216,7 +216,8 @@ def test_tokens_are_the_same_for_everybody():
     assert tokens.sevens([], ["t7 t14 t3 t8", ""]) == [0.5, 0.0]
 
 
-@pytest.mark.parametrize(("name", "product"), [("aten::mm", True), ("mkldnn::_linear_pointwise", True), ("aten::addmm_", True), ("aten::copy_", False), ("aten::sum", False)])
+@pytest.mark.parametrize(("name", "product"), [("aten::mm", True), ("mkldnn::_linear_pointwise", True), ("aten::addmm_", True), ("aten::copy_", False), ("aten::sum", False),
+                                              ("passes::linears", True), ("passes::gate", False)])  # fmt: skip
 def test_profiles_know_products(name, product):
     assert profiling.is_product(name) is product
 

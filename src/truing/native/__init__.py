@@ -118,10 +118,19 @@ def openmp_of(maps: str, torch_folder: Path) -> str:
     return next((path for path in found if path.startswith(str(torch_folder))), found[0])
 
 
+def names() -> list[str]:
+    """Of all passes; a precision or a processor may lack some."""
+    return [name for name, _ in _functions()]
+
+
+def _functions() -> list[tuple[str, str]]:
+    return re.findall(r"^void (\w+)\((.*?)\)", "".join(path.read_text() for path in SOURCES), re.MULTILINE | re.DOTALL)
+
+
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     """With the arguments' types, as the sources declare them."""
     kinds = {"int64_t": ctypes.c_int64, "float": ctypes.c_float}
-    for name, arguments in re.findall(r"^void (\w+)\((.*?)\)", "".join(path.read_text() for path in SOURCES), re.MULTILINE | re.DOTALL):
+    for name, arguments in _functions():
         words = [a.split() for a in arguments.split(",")]
         function = getattr(found, name, None)
         if function is None:  # this processor or precision has no use for it
