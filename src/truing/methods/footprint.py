@@ -33,6 +33,7 @@ from truing.rollout.products import PACKED
 MIB = 2**20
 ROWS = 256  # decoded together
 EVALUATED = 64  # rows of an evaluation that are answered together
+FEW = 16  # kernels of products that are still oneDNN's, where layers' are not
 GAPS = {True: 0.5, False: 0.3}  # what a layer's temporaries and the allocator's gaps add to tensors that come and go, on glibc before 2.38 and elsewhere
 SCIPY = 60 * MIB  # that the first step with a monitor imports
 GIVEN_BACK = ("key/value cache", "sampling", "log-probabilities", "forward", "activations")  # tensors that come and go
@@ -254,7 +255,7 @@ def plan(config: Any, load: Load, process: float, *, held: Weights | None = None
     w = held or weights(config)
     if getattr(config, "monitors", None) and "scipy.stats" not in sys.modules:
         process += SCIPY
-    everywhere = {"process and libraries": process, "compiled kernels": KERNELS * MIB / 2, **w.items}
+    everywhere = {"process and libraries": process, "compiled kernels": kernels(w.policy), **w.items}
     phases: dict[str, dict[str, float]] = {} if so_far else {"load": {"process and libraries": process, "model as it is read": w.opening}}
     if isinstance(config, Evaluate):
         phases["generate"] = everywhere | generation(w.policy, load)
@@ -268,6 +269,12 @@ def plan(config: Any, load: Load, process: float, *, held: Weights | None = None
     if isinstance(config, SFT | Reward) and config.eval_share > 0:
         phases["held out"] = everywhere | look(config, w, load)
     return MemoryPlan(_with_gaps(phases), {}, so_far)
+
+
+def kernels(model: Anatomy) -> float:
+    """Of oneDNN, half a MiB each; there are few where products are our own."""
+    own = model.lean and hasattr(library(torch.float32 if model.itemsize == 4 else torch.bfloat16), "linears")
+    return (FEW if own else KERNELS) * MIB / 2
 
 
 def _with_gaps(phases: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
