@@ -278,3 +278,11 @@ def test_what_truncates_nothing_changes_nothing_and_the_logits_stay() -> None:
     assert torch.equal(plain[0], whole[0]) and torch.allclose(plain[1], whole[1], atol=1e-6)
     draw(x, u, 0.9, Sampling(top_k=9, top_p=0.9, min_p=0.01))
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_logits_of_another_precision_are_read_as_what_they_are(dtype: torch.dtype) -> None:
+    x, u = logits_of(300, 40).to(dtype), evenly(40)
+    tokens, logp = draw(x, u, 1.0)
+    wanted = x.double().log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+    torch.testing.assert_close(logp.double(), wanted, atol=5e-2, rtol=1e-2)

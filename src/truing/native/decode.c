@@ -25,32 +25,30 @@ static inline void turned(const T *x, const float *weight, float eps, const floa
     }
 }
 
-/* the products of two queries with keys [d, columns], 16 n columns of them; of the last sixteen there are m */
+/* two sums of n rows of x by numbers, 16 vectors columns of each row; of the last sixteen there are m */
+static inline __attribute__((always_inline)) void two_sums(const T *x, int64_t row, int64_t n, const float *p, const float *q, V s[4], V t[4], int64_t m, const int vectors) {
+    for (int v = 0; v < vectors; v++) s[v] = t[v] = all(0);
+    for (int64_t i = 0; i < n; i++)
+        #pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            V a = get(x + i * row + v * L, v + 1 < vectors ? L : m);
+            s[v] += a * p[i];
+            t[v] += a * q[i];
+        }
+}
+
+/* the products of two queries with keys [d, columns] */
 static inline __attribute__((always_inline)) void scored(const T *keys, int64_t columns, const float *p, const float *q, int64_t d, float *a, float *b, int64_t m, const int n) {
     V s[4], t[4];
-    for (int v = 0; v < n; v++) s[v] = t[v] = all(0);
-    for (int64_t z = 0; z < d; z++)
-        #pragma GCC unroll 4
-        for (int v = 0; v < n; v++) {
-            V x = get(keys + z * columns + v * L, v + 1 < n ? L : m);
-            s[v] += x * p[z];
-            t[v] += x * q[z];
-        }
+    two_sums(keys, columns, d, p, q, s, t, m, n);
     for (int v = 0; v < n; v++) write(a + v * L, s[v], L), write(b + v * L, t[v], L);
 }
 
-/* two sums of n rows of values, d apart, by weights; 16 vectors columns of them, of the last sixteen there are m */
+/* two sums of n rows of values, d apart, by weights */
 static inline __attribute__((always_inline)) void mixed(const T *values, int64_t n, int64_t d, const float *a, const float *b, float by, float with, T *out, T *other, int64_t m,
                                                         const int vectors) {
     V s[4], t[4];
-    for (int v = 0; v < vectors; v++) s[v] = t[v] = all(0);
-    for (int64_t c = 0; c < n; c++)
-        #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) {
-            V x = get(values + c * d + v * L, v + 1 < vectors ? L : m);
-            s[v] += x * a[c];
-            t[v] += x * b[c];
-        }
+    two_sums(values, d, n, a, b, s, t, m, vectors);
     for (int v = 0; v < vectors; v++) put(out + v * L, s[v] * by, v + 1 < vectors ? L : m), put(other + v * L, t[v] * with, v + 1 < vectors ? L : m);
 }
 

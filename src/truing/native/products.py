@@ -29,7 +29,7 @@ def compiled(like: Tensor, dtype: torch.dtype) -> Any:
 def rows_by(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x W^T + b`` of x ``[n, k]`` and W ``[m, k]``."""
     c = _able(x, weight)
-    if c is None:
+    if c is None or (bias is not None and bias.dtype != x.dtype):
         return torch.nn.functional.linear(x, weight, bias)
     y = x.new_empty(len(x), len(weight))
     c.linears(ctypes.byref(Part(weight=weight.data_ptr(), bias=at(bias), y=y.data_ptr(), outputs=len(weight))), 1, x.data_ptr(), *x.shape, 0, 1.0, None)
@@ -51,7 +51,7 @@ def over_rows(g: Tensor, x: Tensor) -> Tensor:
     c = _able(g, x)
     if c is None:
         return (g.t() @ x).float()
-    found = torch.empty(g.shape[1], x.shape[1])
+    found = torch.empty(g.shape[1], x.shape[1], dtype=torch.float32)
     c.linears_backward(ctypes.byref(Part(g=g.data_ptr(), g_weight=found.data_ptr(), outputs=g.shape[1])), 1, x.data_ptr(), *x.shape, 0, 1.0, None, None)
     return found
 

@@ -45,7 +45,7 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, truncation: Sampl
     >>> token.item(), round(logp.exp().item(), 4)
     (1, 0.375)
     """
-    compiled = passes(logits, torch.float32)
+    compiled = passes(logits, torch.float32) if logits.dtype == torch.float32 else None
     if compiled is not None and temperature > 0 and not truncation.truncates:
         logits, uniforms = logits.contiguous(), uniforms.to(torch.float64).contiguous()
         tokens, logp = torch.empty(len(logits), dtype=torch.long), logits.new_empty(len(logits))
