@@ -1,7 +1,8 @@
 /* Linear layers that read the same x, with their adapters: y = x W^T + b + scale (x A^T) B^T, forward and backward.
  *
- * A thread multiplies all tokens by some columns of the weights, three vectors of them at a time, which it lays out as words first; an adapter's are a few more k.
- * Every number is added up by one thread in one order, so none depends on how many threads there are. Sums are float32.
+ * The threads lay out the weights as words, in panels of three vectors of columns, and then take a panel and some tokens at a time, as few as stay in a
+ * core's own cache; an adapter's columns are a few more k. Every number is added up by one thread in one order, so none depends on how many there are or
+ * on which of them was first. Sums are float32.
  */
 #include "products.h"
 
@@ -58,17 +59,39 @@ typedef struct { /* one layer; forward reads weight, bias, a and b and writes y;
 
 static uint32_t *room_for(int64_t words) { return aligned_alloc(64, (4 * words + 63) / 64 * 64); }
 
+#define WIDTH (VECTORS * L)    /* columns of a panel */
+#define WORDS_HELD (1 << 20)   /* of panels at once: weights of any size need no more room */
+#define OWN_CACHE (1 << 18)    /* bytes of rows that a thread reads again for the next panel */
+
+static inline int64_t panels_of(int64_t columns) { return (columns + WIDTH - 1) / WIDTH; }
+static inline int64_t together(int64_t panels, int64_t size) { return least(panels, size < WORDS_HELD ? WORDS_HELD / size : 1); }
+static inline int64_t rows_at_once(int64_t numbers) {
+    int64_t n = OWN_CACHE / (int64_t)sizeof(T) / numbers / TOKENS * TOKENS;
+    return n < 4 * TOKENS ? 4 * TOKENS : n;
+}
+
+typedef struct { /* some outputs of a layer */
+    const Part *part;
+    int64_t number, column, columns;
+} Some;
+
+/* which `width` outputs the index counts, through the layers */
+static inline Some outputs_at(const Part *parts, int64_t index, int64_t width) {
+    int64_t i = 0;
+    for (; index >= (parts[i].outputs + width - 1) / width; i++) index -= (parts[i].outputs + width - 1) / width;
+    return (Some){parts + i, i, index * width, least(parts[i].outputs - index * width, width)};
+}
+
 /* -- forward: layers that read the same x [tokens, in]; y_i [tokens, outs_i]; low [tokens, layers rank], where there are adapters, is kept for backward -- */
 void linears(const Part *parts, int64_t count, const T *x, int64_t tokens, int64_t in, int64_t rank, float scale, T *low) {
-    int64_t ranks = count * rank, size = 0;
-    uint32_t *all_b[count + 1];
-    for (int64_t i = 0; i < count; i++) size += rank * WIDE(parts[i].outputs);
-    uint32_t *all_a = room_for((in * WIDE(ranks) + size) / 2);
+    int64_t ranks = count * rank, size = in / DEPTH * WIDTH, panels = 0, b_size = 0, block = rows_at_once(in), blocks = (tokens + block - 1) / block;
+    for (int64_t i = 0; i < count; i++) panels += panels_of(parts[i].outputs), b_size += rank / 2 * WIDE(parts[i].outputs);
+    int64_t most = together(panels, size);
+    uint32_t *words = room_for(most * size + in / 2 * WIDE(ranks) + b_size), *all_a = words + most * size, *all_b[count + 1];
     all_b[0] = all_a + in / 2 * WIDE(ranks);
     for (int64_t i = 0; i < count; i++) all_b[i + 1] = all_b[i] + rank / 2 * WIDE(parts[i].outputs);
     #pragma omp parallel
     {
-        uint32_t *panel = room_for(in / DEPTH * VECTORS * L);
 #ifdef PAIRS
         if (rank) {
             const float *a[count];
@@ -76,32 +99,35 @@ void linears(const Part *parts, int64_t count, const T *x, int64_t tokens, int64
             columns_in_pairs(a, rank, ranks, in, scale, all_a, WIDE(ranks));
             for (int64_t i = 0; i < count; i++) columns_in_pairs(&parts[i].b, parts[i].outputs, parts[i].outputs, rank, 1.0f, all_b[i], WIDE(parts[i].outputs));
             #pragma omp barrier
-            #pragma omp for schedule(static)
+            #pragma omp for schedule(dynamic) nowait
             for (int64_t t = 0; t < tokens; t += ITEM) {
                 Segment s = {x + t * in, in, BY_ROW, in, all_a, WIDE(ranks), L};
                 times(&s, 1, least(tokens - t, ITEM), NULL, low + t * ranks, ranks, ranks);
             }
         }
 #endif
-        for (int64_t i = 0; i < count; i++) {
-            const Part *p = parts + i;
-            Share own = share_of(p->outputs);
-            int64_t t = from_row(own, tokens, 0), n = from_row(own, tokens, 1) - t, end = n ? from_column(own, p->outputs, 1) : 0;
-            for (int64_t j = from_column(own, p->outputs, 0); j < end; j += VECTORS * L) {
-                int64_t m = least(end - j, VECTORS * L), down = (m + L - 1) / L * L;
-                rows_as_words(p->weight + j * in, m, in, panel, down);
-                Segment s[2] = {{x + t * in, in, BY_ROW, in, panel, down, L}, {0}};
-                if (rank) s[1] = (Segment){low + t * ranks + i * rank, ranks, BY_ROW, rank, all_b[i] + j, WIDE(p->outputs), L};
-                times(s, rank ? 2 : 1, n, p->bias ? p->bias + j : NULL, p->y + t * p->outputs + j, p->outputs, m);
+        for (int64_t first = 0; first < panels; first += most) {
+            int64_t n = least(panels - first, most);
+            #pragma omp for schedule(static)
+            for (int64_t k = 0; k < n; k++) {
+                Some o = outputs_at(parts, first + k, WIDTH);
+                rows_as_words(o.part->weight + o.column * in, o.columns, in, words + k * size, WIDTH);
+            }
+            #pragma omp for schedule(dynamic)
+            for (int64_t item = 0; item < n * blocks; item++) {
+                int64_t k = item % n, t = item / n * block;
+                Some o = outputs_at(parts, first + k, WIDTH);
+                const Part *p = o.part;
+                Segment s[2] = {{x + t * in, in, BY_ROW, in, words + k * size, WIDTH, L}, {0}};
+                if (rank) s[1] = (Segment){low + t * ranks + o.number * rank, ranks, BY_ROW, rank, all_b[o.number] + o.column, WIDE(p->outputs), L};
+                times(s, rank ? 2 : 1, least(tokens - t, block), p->bias ? p->bias + o.column : NULL, p->y + t * p->outputs + o.column, p->outputs, o.columns);
             }
         }
-        free(panel);
     }
-    free(all_a);
+    free(words);
 }
 
-/* -- sums over tokens: each thread takes some columns of x, and of them some tokens at a time as words ---------------------------------- */
-#define CHUNK 512 /* tokens */
+/* -- sums over tokens -------------------------------------------------------------------------------------------------------------------- */
 static inline void tile(const Segment *s, int64_t from, int64_t left, V found[TOKENS][VECTORS]) {
     memset(found, 0, sizeof(V) * TOKENS * VECTORS);
     if (left > 2 * L) sums(s, 1, 0, from, found, TOKENS, 3);
@@ -109,53 +135,60 @@ static inline void tile(const Segment *s, int64_t from, int64_t left, V found[TO
     else sums(s, 1, 0, from, found, TOKENS, 1);
 }
 
-/* g_weight_i = g_i^T x, eight outputs after the other */
-static void weights(const Part *parts, int64_t count, const T *x, int64_t tokens, int64_t in) {
-    Share own = share_of(in);
-    int64_t begin = from_column(own, in, 0), end = from_column(own, in, 1), wide = (end - begin + L - 1) / L * L;
-    uint32_t *words = room_for(CHUNK / DEPTH * (wide + TOKENS) + 2 * L), *some = words + CHUNK / DEPTH * wide + L;
-    for (int64_t t = 0; t < tokens; t += CHUNK) {
-        int64_t n = least(tokens - t, CHUNK);
-        columns_as_words(x + t * in + begin, n, in, end - begin, words, wide);
-        for (const Part *p = parts; p < parts + count; p++)
-            for (int64_t o = from_row(own, p->outputs, 0); p->g_weight && o < from_row(own, p->outputs, 1); o += TOKENS) {
-                int64_t rows = least(p->outputs - o, TOKENS);
-                columns_as_words(p->g + t * p->outputs + o, n, p->outputs, rows, some, TOKENS);
-                Segment segment = {(const T *)some, DEPTH, TOKENS * DEPTH, n, words, wide, L};
-                for (int64_t j = begin; j < end; j += VECTORS * L) {
+/* g_weight_i = g_i^T x: some tokens of all columns of x as words, which each thread multiplies by sixteen outputs at a time */
+static inline int64_t tokens_at_once(int64_t columns) { return 2 * rows_at_once(columns); }
+static void weights(const Part *parts, int64_t count, const T *x, int64_t tokens, int64_t in, uint32_t *words) {
+    int64_t chunk = tokens_at_once(in), wide = WIDE(in), items = 0;
+    for (int64_t i = 0; i < count; i++) items += (parts[i].outputs + L - 1) / L;
+    uint32_t *some = room_for(chunk / DEPTH * L);
+    for (int64_t t = 0; t < tokens; t += chunk) {
+        int64_t n = least(tokens - t, chunk);
+        #pragma omp for schedule(static)
+        for (int64_t k = 0; k < n; k += TOKENS) columns_as_words(x + (t + k) * in, least(n - k, TOKENS), in, in, words + k / DEPTH * wide, wide);
+        #pragma omp for schedule(dynamic)
+        for (int64_t item = 0; item < items; item++) {
+            Some o = outputs_at(parts, item, L);
+            const Part *p = o.part;
+            if (!p->g_weight) continue;
+            columns_as_words(p->g + t * p->outputs + o.column, n, p->outputs, o.columns, some, L);
+            for (int64_t first = 0; first < o.columns; first += TOKENS) {
+                Segment segment = {(const T *)(some + first), DEPTH, L * DEPTH, n, words, wide, L};
+                for (int64_t j = 0; j < in; j += WIDTH) {
                     V s[TOKENS][VECTORS];
-                    tile(&segment, (j - begin) / L, end - j, s);
-                    for (int64_t i = 0; i < rows; i++)
-                        for (int64_t v = 0; v < VECTORS && j + v * L < end; v++) {
-                            float *to = p->g_weight + (o + i) * in + j + v * L;
-                            int64_t m = least(end - j - v * L, L);
+                    tile(&segment, j / L, in - j, s);
+                    for (int64_t i = 0; i < least(o.columns - first, TOKENS); i++)
+                        for (int64_t v = 0; v < VECTORS && j + v * L < in; v++) {
+                            float *to = p->g_weight + (o.column + first + i) * in + j + v * L;
+                            int64_t m = least(in - j - v * L, L);
                             write(to, t ? read(to, m) + s[i][v] : s[i][v], m);
                         }
                 }
             }
+        }
     }
-    free(words);
+    free(some);
 }
 
 #ifdef PAIRS
+#define CHUNK 512 /* tokens */
 /* out[r][j] (or out[j][r]) = scale times the sum over t of low[t][r] x[t][j]; low: words of two tokens [tokens / 2, low_row] */
 static void over_tokens(const uint32_t *low, int64_t low_row, int64_t ranks, const T *x, int64_t columns, int64_t tokens, float scale, float *out, int64_t rank_apart,
                         int64_t column_apart) {
-    Share own = share_of(columns);
-    int64_t begin = from_column(own, columns, 0), end = own.row ? begin : from_column(own, columns, 1), wide = (end - begin + L - 1) / L * L;
-    uint32_t *words = room_for(CHUNK / 2 * wide);
-    for (int64_t t = 0; t < tokens; t += CHUNK) {
-        int64_t n = least(tokens - t, CHUNK);
-        columns_as_words(x + t * columns + begin, n, columns, end - begin, words, wide);
-        for (int64_t r = 0; r < ranks; r += TOKENS) {
-            Segment segment = {(const T *)(low + t / 2 * low_row + r), DEPTH, low_row * DEPTH, n, words, wide, L};
-            for (int64_t j = begin; j < end; j += VECTORS * L) {
+    uint32_t *words = room_for(CHUNK / 2 * WIDTH);
+    #pragma omp for schedule(dynamic) nowait
+    for (int64_t j = 0; j < columns; j += WIDTH) {
+        int64_t m = least(columns - j, WIDTH);
+        for (int64_t t = 0; t < tokens; t += CHUNK) {
+            int64_t n = least(tokens - t, CHUNK);
+            columns_as_words(x + t * columns + j, n, columns, m, words, WIDTH);
+            for (int64_t r = 0; r < ranks; r += TOKENS) {
+                Segment segment = {(const T *)(low + t / 2 * low_row + r), DEPTH, low_row * DEPTH, n, words, WIDTH, L};
                 V s[TOKENS][VECTORS];
-                tile(&segment, (j - begin) / L, end - j, s);
+                tile(&segment, 0, m, s);
                 for (int64_t i = 0; i < least(ranks - r, TOKENS); i++) {
-                    float f[VECTORS * L], *to = out + (r + i) * rank_apart + j * column_apart;
+                    float f[WIDTH], *to = out + (r + i) * rank_apart + j * column_apart;
                     for (int64_t v = 0; v < VECTORS; v++) write(f + v * L, s[i][v] * scale, L);
-                    for (int64_t k = 0; k < least(end - j, VECTORS * L); k++) to[k * column_apart] = t ? to[k * column_apart] + f[k] : f[k];
+                    for (int64_t k = 0; k < m; k++) to[k * column_apart] = t ? to[k * column_apart] + f[k] : f[k];
                 }
             }
         }
@@ -166,10 +199,13 @@ static void over_tokens(const uint32_t *low, int64_t low_row, int64_t ranks, con
 
 /* -- backward: g_x = the sum of g_i W_i, and through adapters g_low_i = g_i B_i, g_x += scale g_low A, g_a = scale g_low^T x and g_b_i = g_i^T low_i ------- */
 void linears_backward(const Part *parts, int64_t count, const T *x, int64_t tokens, int64_t in, int64_t rank, float scale, const T *low, T *g_x) {
-    int64_t ranks = count * rank, half = (tokens + 1) / 2, size = 0, most = 0;
-    for (int64_t i = 0; i < count; i++) size += parts[i].outputs / 2 * WIDE(rank), most += parts[i].outputs;
-    uint32_t *all_a = room_for(ranks / 2 * WIDE(in) + size + 3 * half * WIDE(ranks) + L), *all_b = all_a + ranks / 2 * WIDE(in);
-    uint32_t *pairs = all_b + size, *g_pairs = pairs + half * WIDE(ranks);
+    int64_t ranks = count * rank, half = (tokens + 1) / 2, b_size = 0, outputs = 0, trained = 0;
+    for (int64_t i = 0; i < count; i++) b_size += parts[i].outputs / 2 * WIDE(rank), outputs += parts[i].outputs, trained += parts[i].g_weight != NULL;
+    int64_t size = outputs / DEPTH * WIDTH, panels = g_x ? panels_of(in) : 0, most = together(panels, size), block = rows_at_once(outputs), blocks = (tokens + block - 1) / block;
+    int64_t room = most * size, of_x = trained ? tokens_at_once(in) / DEPTH * WIDE(in) : 0;
+    if (room < of_x) room = of_x;
+    uint32_t *words = room_for(room + ranks / 2 * WIDE(in) + b_size + 3 * half * WIDE(ranks) + L), *all_a = words + room, *all_b = all_a + ranks / 2 * WIDE(in);
+    uint32_t *pairs = all_b + b_size, *g_pairs = pairs + half * WIDE(ranks);
     T *g_low = (T *)(g_pairs + half * WIDE(ranks));
     #pragma omp parallel
     {
@@ -181,7 +217,7 @@ void linears_backward(const Part *parts, int64_t count, const T *x, int64_t toke
                 rows_in_pairs(parts[i].b, parts[i].outputs, rank, 1.0f, to, WIDE(rank));
             }
             #pragma omp barrier
-            #pragma omp for schedule(static)
+            #pragma omp for schedule(dynamic)
             for (int64_t t = 0; t < tokens; t += ITEM) {
                 int64_t n = least(tokens - t, ITEM);
                 const uint32_t *from = all_b;
@@ -198,26 +234,27 @@ void linears_backward(const Part *parts, int64_t count, const T *x, int64_t toke
             }
         }
 #endif
-        for (int64_t i = 0, done = 0; i < count && !done; i++)
-            if (parts[i].g_weight) weights(parts, count, x, tokens, in), done = 1;
-        if (g_x) {
-            uint32_t *panel = room_for(most / DEPTH * VECTORS * L);
-            Share own = share_of(in);
-            int64_t t = from_row(own, tokens, 0), n = from_row(own, tokens, 1) - t, end = n ? from_column(own, in, 1) : 0;
-            for (int64_t j = from_column(own, in, 0); j < end; j += VECTORS * L) {
-                int64_t m = least(end - j, VECTORS * L), down = (m + L - 1) / L * L;
-                Segment s[count + 1];
-                uint32_t *to = panel;
-                for (int64_t i = 0; i < count; to += parts[i].outputs / DEPTH * down, i++) {
-                    columns_as_words(parts[i].weight + j, parts[i].outputs, in, m, to, down);
-                    s[i] = (Segment){parts[i].g + t * parts[i].outputs, parts[i].outputs, BY_ROW, parts[i].outputs, to, down, L};
-                }
-                if (rank) s[count] = (Segment){g_low + t * ranks, ranks, BY_ROW, ranks, all_a + j, WIDE(in), L};
-                times(s, count + (rank > 0), n, NULL, g_x + t * in + j, in, m);
+        if (trained) weights(parts, count, x, tokens, in, words);
+        for (int64_t first = 0; first < panels; first += most) {
+            int64_t n = least(panels - first, most);
+            #pragma omp for schedule(static)
+            for (int64_t k = 0; k < n; k++) {
+                uint32_t *to = words + k * size;
+                int64_t j = (first + k) * WIDTH;
+                for (int64_t i = 0; i < count; to += parts[i].outputs / DEPTH * WIDTH, i++) columns_as_words(parts[i].weight + j, parts[i].outputs, in, least(in - j, WIDTH), to, WIDTH);
             }
-            free(panel);
+            #pragma omp for schedule(dynamic)
+            for (int64_t item = 0; item < n * blocks; item++) {
+                int64_t k = item % n, t = item / n * block, j = (first + k) * WIDTH;
+                Segment s[count + 1];
+                const uint32_t *from = words + k * size;
+                for (int64_t i = 0; i < count; from += parts[i].outputs / DEPTH * WIDTH, i++)
+                    s[i] = (Segment){parts[i].g + t * parts[i].outputs, parts[i].outputs, BY_ROW, parts[i].outputs, from, WIDTH, L};
+                if (rank) s[count] = (Segment){g_low + t * ranks, ranks, BY_ROW, ranks, all_a + j, WIDE(in), L};
+                times(s, count + (rank > 0), least(tokens - t, block), NULL, g_x + t * in + j, in, least(in - j, WIDTH));
+            }
         }
     }
-    free(all_a);
+    free(words);
 }
 #endif
