@@ -19,6 +19,8 @@ from truing.models.adapters import Adapter
 from truing.native.products import Part as Struct
 from truing.native.products import at, compiled
 
+WHOLE = 4 << 20  # weights of a half of a layer that is taken whole: in all processors' caches, not their own
+
 
 class Part(NamedTuple):
     """One layer's tensors; None where it has no bias or no adapter."""
@@ -54,8 +56,7 @@ def backward(gs: Sequence[Tensor], x: Tensor, low: Tensor | None, parts: Sequenc
     in_pairs = low is not None and _in_pairs(gs[0], parts)
     c = _compiled(gs[0], parts)
     g_x, found = _plain(gs, x, parts, wanted) if c is None else _backward(c, [g.contiguous() for g in gs], x.contiguous(), low if in_pairs else None, parts, scale, wanted)
-    for i, (g, p) in enumerate(zip(gs, parts, strict=True)):
-        found[4 * i + 1] = g.sum(0, dtype=p.weight.dtype) if wanted[4 * i + 2] else None
+    with_biases(found, gs, parts, wanted[1:])
     adapted = _adapted(parts)
     if low is not None and not (c and in_pairs):
         train = [any(wanted[4 * i + k] for i in adapted) for k in (3, 4)]
@@ -64,6 +65,13 @@ def backward(gs: Sequence[Tensor], x: Tensor, low: Tensor | None, parts: Sequenc
             for i, g in zip(adapted, gradients, strict=False):
                 found[4 * i + 2 + k] = g if wanted[4 * i + 3 + k] else None
     return g_x, found
+
+
+def with_biases(found: list[Tensor | None], gs: Sequence[Tensor], parts: Sequence[Part], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """Every part's four gradients, the bias's among them."""
+    for i, (g, p) in enumerate(zip(gs, parts, strict=True)):
+        found[4 * i + 1] = g.sum(0, dtype=p.weight.dtype) if wanted[4 * i + 1] else None
+    return found
 
 
 def _plain(gs: Sequence[Tensor], x: Tensor, parts: Sequence[Part], wanted: Sequence[bool]) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -95,7 +103,23 @@ def _compiled(like: Tensor, parts: Sequence[Part]) -> Any:
 
 def _in_pairs(like: Tensor, parts: Sequence[Part]) -> bool:
     """Whether the passes take the adapters too: in bfloat16, those of all parts, as they are trained, in float32, of an even rank."""
-    return like.dtype == torch.bfloat16 and all(p.a is not None and p.b is not None and p.a.dtype == p.b.dtype == torch.float32 and p.a.shape[0] % 2 == 0 for p in parts)
+    return like.dtype == torch.bfloat16 and _paired(parts)
+
+
+def _paired(parts: Sequence[Part]) -> bool:
+    return all(p.a is not None and p.b is not None and p.a.dtype == p.b.dtype == torch.float32 and p.a.shape[0] % 2 == 0 for p in parts)
+
+
+def in_one(like: Tensor, dtype: torch.dtype, parts: Sequence[Part]) -> Any:
+    """The passes, if they can take a half of a layer whole: its weights laid out are of a size that one call may hold, and adapters are none or in pairs."""
+    if sum(p.weight.numel() for p in parts) > WHOLE or any(n % 2 for p in parts for n in p.weight.shape):
+        return None
+    return compiled(like, dtype) if not _adapted(parts) or rank_in_pairs(dtype, parts) else None
+
+
+def rank_in_pairs(dtype: torch.dtype, parts: Sequence[Part]) -> int:
+    """Of the adapters that the passes take; 0 where they take none."""
+    return _rank(parts) if dtype == torch.bfloat16 and _paired(parts) else 0
 
 
 def any_size(like: Tensor, dtype: torch.dtype) -> bool:
@@ -103,31 +127,45 @@ def any_size(like: Tensor, dtype: torch.dtype) -> bool:
     return compiled(like, dtype) is not None
 
 
+def structs(parts: Sequence[Part], dtype: torch.dtype, ys: Sequence[Tensor | None]) -> tuple[Any, Any]:
+    """The layers as the forward passes read them, ``ys`` what they write; and what must live as long as they do."""
+    held = [(p.weight.to(dtype).contiguous(), None if p.bias is None else p.bias.to(dtype)) for p in parts]
+    made = (Struct(weight=at(w), bias=at(bias), a=at(p.a), b=at(p.b), y=at(y), outputs=w.shape[0]) for (w, bias), p, y in zip(held, parts, ys, strict=True))
+    return (Struct * len(parts))(*made), held
+
+
+def structs_back(parts: Sequence[Part], dtype: torch.dtype, gs: Sequence[Tensor | None], wanted: Sequence[bool], rank: int) -> tuple[Any, Any, list[Tensor | None]]:
+    """The layers as the backward passes read them, what must live as long, and every part's four gradients end to end, which the passes write in float32 (biases' they do not)."""
+    train_a, train_b = (rank > 0 and any(wanted[k::4]) for k in (2, 3))
+    made, weights = (Struct * len(parts))(), [p.weight.to(dtype).contiguous() for p in parts]
+    found: list[Tensor | None] = []
+    for i, (g, w, p) in enumerate(zip(gs, weights, parts, strict=True)):
+        g_weight, g_a, g_b = _float32(p.weight, wanted[4 * i]), _float32(p.a, train_a), _float32(p.b, train_b)
+        made[i] = Struct(weight=at(w), g=at(g), a=at(p.a), b=at(p.b), g_weight=at(g_weight), g_a=at(g_a), g_b=at(g_b), outputs=w.shape[0])
+        found += [g_weight, None, g_a, g_b]
+    return made, weights, found
+
+
+def as_wanted(found: Sequence[Tensor | None], parts: Sequence[Part], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """Gradients in their tensors' own precision, without those that nobody wants."""
+    return [g.to(t.dtype) if w and g is not None and t is not None else None for g, w, t in zip(found, wanted, (t for p in parts for t in p), strict=True)]
+
+
 def _forward(c: Any, x: Tensor, parts: Sequence[Part], scale: float, *, in_pairs: bool) -> tuple[list[Tensor], Tensor | None]:
     rank = _rank(parts) if in_pairs else 0
     found = [x.new_empty(x.shape[0], p.weight.shape[0]) for p in parts]
     low = x.new_empty(x.shape[0], len(parts) * rank) if rank else None
-    held = [(p.weight.to(x.dtype).contiguous(), None if p.bias is None else p.bias.to(x.dtype)) for p in parts]
-    structs = (Struct * len(parts))(
-        *(Struct(weight=at(w), bias=at(bias), a=at(p.a), b=at(p.b), y=at(y), outputs=w.shape[0]) for (w, bias), p, y in zip(held, parts, found, strict=True))
-    )
-    c.linears(ctypes.byref(structs), len(parts), x.data_ptr(), *x.shape, rank, scale, at(low))
+    made, _held = structs(parts, x.dtype, found)
+    c.linears(ctypes.byref(made), len(parts), x.data_ptr(), *x.shape, rank, scale, at(low))
     return found, low
 
 
 def _backward(c: Any, gs: Sequence[Tensor], x: Tensor, low: Tensor | None, parts: Sequence[Part], scale: float, wanted: Sequence[bool]) -> tuple[Tensor | None, list[Tensor | None]]:
     inputs, rank = parts[0].weight.shape[1], 0 if low is None else _rank(parts)
-    train_a, train_b = (rank > 0 and any(wanted[k::4]) for k in (3, 4))
-    structs, weights = (Struct * len(parts))(), [p.weight.to(g.dtype).contiguous() for g, p in zip(gs, parts, strict=True)]
-    found: list[Tensor | None] = []
-    for i, (g, w, p) in enumerate(zip(gs, weights, parts, strict=True)):
-        g_weight, g_a, g_b = _float32(p.weight, wanted[4 * i + 1]), _float32(p.a, train_a), _float32(p.b, train_b)
-        structs[i] = Struct(weight=at(w), g=at(g), a=at(p.a), b=at(p.b), g_weight=at(g_weight), g_a=at(g_a), g_b=at(g_b), outputs=w.shape[0])
-        found += [g_weight, None, g_a, g_b]
+    made, _held, found = structs_back(parts, gs[0].dtype, gs, wanted[1:], rank)
     g_x = gs[0].new_empty(gs[0].shape[0], inputs) if wanted[0] else None
-    c.linears_backward(ctypes.byref(structs), len(parts), at(x), gs[0].shape[0], inputs, rank, scale, at(low), at(g_x))
-    like = [t.dtype if t is not None else None for p in parts for t in p]
-    return g_x, [g.to(dtype) if w and g is not None else None for g, w, dtype in zip(found, wanted[1:], like, strict=True)]
+    c.linears_backward(ctypes.byref(made), len(parts), at(x), gs[0].shape[0], inputs, rank, scale, at(low), at(g_x))
+    return g_x, as_wanted(found, parts, wanted[1:])
 
 
 def _float32(like: Tensor | None, wanted: bool) -> Tensor | None:

@@ -71,7 +71,8 @@ def run_layers(model: PreTrainedModel, x_ND: Tensor, pack: Pack, first: int, las
     """States after layers ``first`` to ``last - 1``. After the last one's attention, rows at other positions are no longer needed."""
     wanted = len(x_ND) if positions is None else len(positions)
     turn = turns(model, pack.shape[1], x_ND)
-    x_ND = F.pad(x_ND, (0, 0, 0, even(len(x_ND), x_ND, how.dtype) - len(x_ND)))
+    if more := even(len(x_ND), x_ND, how.dtype) - len(x_ND):
+        x_ND = F.pad(x_ND, (0, 0, 0, more))
     for index in range(first, last):
         given = (model.base_model.layers[index], f"model.layers.{index}", x_ND, pack, turn, adapter, how.dtype, positions if index == last - 1 else None)
         x_ND = checkpoint(_layer, *given, use_reentrant=False, preserve_rng_state=False) if how.checkpointing and torch.is_grad_enabled() else _layer(*given)
@@ -111,7 +112,7 @@ def _layer(
     parts = {name: linears.part(getattr(owner, name), f"{path}.{kind}.{name}", adapter) for owner, kind, names in (
         (attention, "self_attn", ("q_proj", "k_proj", "v_proj", "o_proj")), (mlp, "mlp", ("gate_proj", "up_proj", "down_proj"))) for name in names}  # fmt: skip
     before, after = layer.input_layernorm, layer.post_attention_layernorm
-    flat = halves.project(x_ND, before.weight, before.variance_epsilon, dtype, [parts[n] for n in ("q_proj", "k_proj", "v_proj")], scale)
+    x_ND, *flat = halves.project(x_ND, before.weight, before.variance_epsilon, dtype, [parts[n] for n in ("q_proj", "k_proj", "v_proj")], scale)
     q, k, v = (x.unflatten(-1, (-1, attention.head_dim)) for x in flat)
     if hasattr(attention, "q_norm"):
         q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)

@@ -24,8 +24,8 @@ import torch
 from truing.assets import cache_dir
 from truing.errors import ConfigError
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c", "linears.c", "decode.c"))
-SHARED = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "products.h"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c", "linears.c", "halves.c", "decode.c"))
+SHARED = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "products.h", "layers.h"))
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 MODES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 SETTING = "TRUING_KERNELS"

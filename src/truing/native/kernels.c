@@ -11,33 +11,23 @@ void norm(const float *x, const float *w, float eps, T *out, float *r, int64_t n
 }
 
 void renorm(const float *x, const float *w, const float *r, T *out, int64_t n, int64_t d) {
-    ROWS(n, n * d) OVER(d) put(out + i * d + j, read(x + i * d + j, m) * r[i] * read(w + j, m), m);
+    ROWS(n, n * d) renorm_row(x + i * d, w, r[i], out + i * d, d);
 }
 
 void add(const float *x, const T *y, float *out, int64_t n, int64_t d) {
-    ROWS(n, n * d) OVER(d) write(out + i * d + j, read(x + i * d + j, m) + get(y + i * d + j, m), m);
+    ROWS(n, n * d) add_row(x + i * d, y + i * d, out + i * d, d);
 }
 
 void add_norm(const float *x, const T *y, const float *w, float eps, float *total, T *out, float *r, int64_t n, int64_t d) {
     ROWS(n, n * d) {
-        OVER(d) write(total + i * d + j, read(x + i * d + j, m) + get(y + i * d + j, m), m);
+        add_row(x + i * d, y + i * d, total + i * d, d);
         r[i] = scaled(total + i * d, w, eps, out + i * d, d);
     }
 }
 
 /* extra, which is added, may be null */
 void norm_backward(const T *g, const float *x, const float *w, const float *r, const float *extra, float *out, int64_t n, int64_t d) {
-    ROWS(n, n * d) {
-        const T *a = g + i * d;
-        const float *b = x + i * d;
-        V s = {0};
-        OVER(d) s += get(a + j, m) * read(w + j, m) * read(b + j, m);
-        float pull = sum(s) * r[i] * r[i] * r[i] / d;
-        OVER(d) {
-            V v = get(a + j, m) * read(w + j, m) * r[i] - read(b + j, m) * pull;
-            write(out + i * d + j, extra ? v + read(extra + i * d + j, m) : v, m);
-        }
-    }
+    ROWS(n, n * d) norm_back_row(g + i * d, x + i * d, w, r[i], extra ? extra + i * d : NULL, out + i * d, d);
 }
 
 /* the sum over rows of g x r, sixteen columns at a time */
@@ -52,15 +42,11 @@ void norm_weight(const T *g, const float *x, const float *r, float *out, int64_t
 
 /* -- the gate ------------------------------------------------------------------------------------------------------------ */
 void gate(const T *gates, const T *ups, int64_t stride, T *out, int64_t n, int64_t d) {
-    ROWS(n, n * d * 4) OVER(d) put(out + i * d + j, gated(get(gates + i * stride + j, m), get(ups + i * stride + j, m)), m);
+    ROWS(n, n * d * 4) gate_row(gates + i * stride, ups + i * stride, out + i * d, d);
 }
 
 void gate_backward(const T *g, const T *gates, const T *ups, T *g_gate, T *g_up, int64_t n, int64_t d) {
-    ROWS(n, n * d * 4) OVER(d) {
-        V x = get(gates + i * d + j, m), s = sigmoid(x), y = get(g + i * d + j, m);
-        put(g_gate + i * d + j, y * get(ups + i * d + j, m) * s * (1.0f + x * (1.0f - s)), m);
-        put(g_up + i * d + j, y * x * s, m);
-    }
+    ROWS(n, n * d * 4) gate_back_row(g + i * d, gates + i * d, ups + i * d, g_gate + i * d, g_up + i * d, NULL, d);
 }
 
 /* -- n rows of v logits: log-probability of the row's target, entropy, and where each row of logits began its softmax as T, with `less` taken off at

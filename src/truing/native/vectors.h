@@ -134,6 +134,34 @@ static inline float scaled(const float *x, const float *w, float eps, T *out, in
     return r;
 }
 
+/* -- a row at a time: what kernels.c does to all rows, and halves.c to some of them between two products ---------------------------------------- */
+static inline void add_row(const float *x, const T *y, float *out, int64_t d) { OVER(d) write(out + j, read(x + j, m) + get(y + j, m), m); }
+
+static inline void renorm_row(const float *x, const float *w, float r, T *out, int64_t d) { OVER(d) put(out + j, read(x + j, m) * r * read(w + j, m), m); }
+
+/* extra, which is added, may be null */
+static inline void norm_back_row(const T *g, const float *x, const float *w, float r, const float *extra, float *out, int64_t d) {
+    V s = {0};
+    OVER(d) s += get(g + j, m) * read(w + j, m) * read(x + j, m);
+    float pull = sum(s) * r * r * r / d;
+    OVER(d) {
+        V v = get(g + j, m) * read(w + j, m) * r - read(x + j, m) * pull;
+        write(out + j, extra ? v + read(extra + j, m) : v, m);
+    }
+}
+
+static inline void gate_row(const T *gate, const T *up, T *out, int64_t d) { OVER(d) put(out + j, gated(get(gate + j, m), get(up + j, m)), m); }
+
+/* hidden, the gate's result once more, may be null */
+static inline void gate_back_row(const T *g, const T *gate, const T *up, T *g_gate, T *g_up, T *hidden, int64_t d) {
+    OVER(d) {
+        V x = get(gate + j, m), s = sigmoid(x), y = get(g + j, m), u = get(up + j, m);
+        put(g_gate + j, y * u * s * (1.0f + x * (1.0f - s)), m);
+        put(g_up + j, y * x * s, m);
+        if (hidden) put(hidden + j, x * s * u, m);
+    }
+}
+
 /* -- rearranging ------------------------------------------------------------------------------------------------------------ */
 /* a 16 x 16 transposition in four exchanges: which of two rows' numbers stand in the first of them afterwards, and which in the second */
 #ifdef __clang__
