@@ -216,7 +216,8 @@ static inline void back_through(const Layers *g, int64_t index, int64_t slot, in
 }
 
 /* -- sums over tokens: g_weight_i = g_i^T x, g_a = scale g_low^T x, g_b_i = g_i^T low_i --------------------------------------------------------- */
-#define CHUNK 2048 /* tokens of an adapter's gradient at once */
+#define CHUNK 1024 /* tokens of an adapter's gradient at once */
+#define STRIP (2 * WIDTH) /* and columns: whole pairs of vectors */
 static inline int64_t tokens_at_once(int64_t columns) { return rows_within(1 << 19, columns); }
 static inline int trained(const Layers *g) {
     for (int64_t i = 0; i < g->count; i++)
@@ -269,21 +270,23 @@ static void sum_weights(const Layers *g, const T *x, int64_t tokens, uint32_t *w
 /* out[r][j] (or out[j][r]) = scale times the sum over t of low[t][r] x[t][j]; low: words of two tokens [tokens / 2, low_row] */
 static void sum_low(const uint32_t *low, int64_t low_row, int64_t ranks, const T *x, int64_t columns, int64_t tokens, float scale, float *out, int64_t rank_apart,
                     int64_t column_apart) {
-    uint32_t *words = room_for(4 * CHUNK / DEPTH * WIDTH);
+    uint32_t *words = room_for(4 * CHUNK / DEPTH * STRIP);
     #pragma omp for schedule(dynamic) nowait
-    for (int64_t j = 0; j < columns; j += WIDTH) {
-        int64_t m = least(columns - j, WIDTH);
+    for (int64_t j = 0; j < columns; j += STRIP) {
+        int64_t m = least(columns - j, STRIP);
         for (int64_t t = 0; t < tokens; t += CHUNK) {
             int64_t n = least(tokens - t, CHUNK);
-            columns_as_words(x + t * columns + j, n, columns, m, words, WIDTH);
+            columns_as_words(x + t * columns + j, n, columns, m, words, STRIP);
             for (int64_t r = 0; r < ranks; r += TOKENS) {
-                Segment segment = {(const T *)(low + t / 2 * low_row + r), DEPTH, low_row * DEPTH, n, words, WIDTH, L};
-                V s[TOKENS][VECTORS];
-                tile(&segment, 0, m, s);
-                for (int64_t i = 0; i < least(ranks - r, TOKENS); i++) {
-                    float f[WIDTH], *to = out + (r + i) * rank_apart + j * column_apart;
-                    for (int64_t v = 0; v < VECTORS; v++) write(f + v * L, s[i][v] * scale, L);
-                    for (int64_t k = 0; k < m; k++) to[k * column_apart] = t ? to[k * column_apart] + f[k] : f[k];
+                Segment segment = {(const T *)(low + t / 2 * low_row + r), DEPTH, low_row * DEPTH, n, words, STRIP, L};
+                for (int64_t c = 0; c < m; c += WIDTH) {
+                    V s[TOKENS][VECTORS];
+                    tile(&segment, c / L, m - c, s);
+                    for (int64_t i = 0; i < least(ranks - r, TOKENS); i++) {
+                        float f[WIDTH], *to = out + (r + i) * rank_apart + (j + c) * column_apart;
+                        for (int64_t v = 0; v < VECTORS; v++) write(f + v * L, s[i][v] * scale, L);
+                        for (int64_t k = 0; k < least(m - c, WIDTH); k++) to[k * column_apart] = t ? to[k * column_apart] + f[k] : f[k];
+                    }
                 }
             }
         }
