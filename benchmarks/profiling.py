@@ -69,9 +69,9 @@ class Profiled:
 
 
 def is_product(name: str) -> bool:
-    """Whether an operator's own time is that of matrix products."""
+    """Whether an operator's own time is that of matrix products, or of a pass that is mostly that."""
     if name.startswith(OWN):
-        return name.removeprefix(OWN) in ("linears", "linears_backward", "multiply", "step")
+        return name.removeprefix(OWN) in ("linears", "linears_backward", "project", "project_backward", "finish", "finish_backward", "multiply", "step")
     return name.startswith(("aten::", "mkldnn::")) and any(word in name for word in PRODUCTS)
 
 

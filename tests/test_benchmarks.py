@@ -217,7 +217,7 @@ def test_tokens_are_the_same_for_everybody():
 
 
 @pytest.mark.parametrize(("name", "product"), [("aten::mm", True), ("mkldnn::_linear_pointwise", True), ("aten::addmm_", True), ("aten::copy_", False), ("aten::sum", False),
-                                              ("passes::linears", True), ("passes::gate", False)])  # fmt: skip
+                                              ("passes::linears", True), ("passes::finish", True), ("passes::gate", False)])  # fmt: skip
 def test_profiles_know_products(name, product):
     assert profiling.is_product(name) is product
 
