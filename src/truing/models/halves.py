@@ -50,11 +50,10 @@ class _Project(torch.autograd.Function):
         wanted, parts = (ctx.needs_input_grad[0] or ctx.needs_input_grad[1], *ctx.needs_input_grad[5:]), parts_of(flat)
         if (c := linears.in_one(x, dtype, parts)) is not None:
             g_x, g_n, g_parts = _project_backward(c, gs, x, r, low, norm, parts, scale, wanted, extra, to_x=ctx.needs_input_grad[0])
-            g_norm = fused.norm_weight_backward(g_n, x, r).to(norm.dtype) if g_n is not None and ctx.needs_input_grad[1] else None
-            return g_x, g_norm, None, None, None, *g_parts
-        n = fused.renorm(x, norm, r, dtype) if linears.reads_input(wanted) else x.new_empty(0, dtype=dtype)
-        g_n, g_parts = linears.backward(gs, n, low, parts, scale, wanted)
-        g_x = fused.norm_backward(g_n, x, norm, r, extra) if g_n is not None and ctx.needs_input_grad[0] else None
+        else:
+            n = fused.renorm(x, norm, r, dtype) if linears.reads_input(wanted) else x.new_empty(0, dtype=dtype)
+            g_n, g_parts = linears.backward(gs, n, low, parts, scale, wanted)
+            g_x = fused.norm_backward(g_n, x, norm, r, extra) if g_n is not None and ctx.needs_input_grad[0] else None
         g_norm = fused.norm_weight_backward(g_n, x, r).to(norm.dtype) if g_n is not None and ctx.needs_input_grad[1] else None
         return g_x, g_norm, None, None, None, *g_parts
 
@@ -85,7 +84,7 @@ class _Finish(torch.autograd.Function):
         need_o, need_in, need_out = needs[5:9], needs[9:17], needs[17:21]
         passed = needs[0] or needs[1] or any(need_o)  # something lies before the feed-forward
         inner = passed or needs[2] or any(need_in)
-        if passed and not any(needs[6::4]) and (c := linears.in_one(mixed, mixed.dtype, parts_of(flat))) is not None:
+        if passed and not any(needs[6::4]) and (c := linears.in_one(mixed, mixed.dtype, parts_of(flat))) is not None:  # biases' gradients need what stays inside
             to_x, to_mixed, to_n, found = _finish_backward(c, g, (mixed, x2, r, gate, up, low_o, low_in, low_out, norm), parts_of(flat), scale, needs[5:])
             return to_x, to_mixed, fused.norm_weight_backward(to_n, x2, r).to(norm.dtype) if needs[2] else None, None, None, *found
 
@@ -106,7 +105,6 @@ class _Finish(torch.autograd.Function):
 
 def _split(parts: list[Part]) -> tuple[list[Part], list[Part], list[Part]]:
     return parts[:1], parts[1:3], parts[3:]
-
 
 
 # -- compiled, a half in one call --------------------------------------------------------------------------------------------
