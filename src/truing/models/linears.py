@@ -44,8 +44,8 @@ def parts_of(flat: Sequence[Tensor | None]) -> list[Part]:
 def forward(x: Tensor, parts: Sequence[Part], scale: float) -> tuple[list[Tensor], Tensor | None]:
     """Every part's output, and the input in the adapters' low dimensions ``[N, adapted x rank]`` (None without adapters)."""
     adapted = _adapted(parts)
-    if (c := _compiled(x, parts)) is not None:
-        found, low = _forward(c, x.contiguous(), parts, scale, in_pairs=_in_pairs(x, parts))
+    if (c := _compiled(x, x.dtype, parts)) is not None:
+        found, low = _forward(c, x.contiguous(), parts, scale)
     else:
         found, low = [F.linear(x, p.weight.to(x.dtype), None if p.bias is None else p.bias.to(x.dtype)) for p in parts], None
     return found, low_rank.add(x, [found[i] for i in adapted], list(adapted.values()), scale) if adapted and low is None else low
@@ -53,8 +53,8 @@ def forward(x: Tensor, parts: Sequence[Part], scale: float) -> tuple[list[Tensor
 
 def backward(gs: Sequence[Tensor], x: Tensor, low: Tensor | None, parts: Sequence[Part], scale: float, wanted: Sequence[bool]) -> tuple[Tensor | None, list[Tensor | None]]:
     """The gradient of ``x``, and of every part's four tensors end to end; ``wanted`` says of which, ``x`` first. ``x`` may be empty when no weight and no A is."""
-    in_pairs = low is not None and _in_pairs(gs[0], parts)
-    c = _compiled(gs[0], parts)
+    in_pairs = low is not None and rank_in_pairs(gs[0].dtype, parts) > 0
+    c = _compiled(gs[0], gs[0].dtype, parts)
     g_x, found = _plain(gs, x, parts, wanted) if c is None else _backward(c, [g.contiguous() for g in gs], x.contiguous(), low if in_pairs else None, parts, scale, wanted)
     with_biases(found, gs, parts, wanted[1:])
     adapted = _adapted(parts)
@@ -96,30 +96,22 @@ def reads_input(wanted: Sequence[bool]) -> bool:
 
 
 # -- compiled ----------------------------------------------------------------------------------------------------------------
-def _compiled(like: Tensor, parts: Sequence[Part]) -> Any:
+def _compiled(like: Tensor, dtype: torch.dtype, parts: Sequence[Part]) -> Any:
     """The passes, if they can: they take numbers in pairs, so every side is even."""
-    return None if any(n % 2 for p in parts for n in p.weight.shape) else compiled(like, like.dtype)
-
-
-def _in_pairs(like: Tensor, parts: Sequence[Part]) -> bool:
-    """Whether the passes take the adapters too: in bfloat16, those of all parts, as they are trained, in float32, of an even rank."""
-    return like.dtype == torch.bfloat16 and _paired(parts)
-
-
-def _paired(parts: Sequence[Part]) -> bool:
-    return all(p.a is not None and p.b is not None and p.a.dtype == p.b.dtype == torch.float32 and p.a.shape[0] % 2 == 0 for p in parts)
+    return None if any(n % 2 for p in parts for n in p.weight.shape) else compiled(like, dtype)
 
 
 def in_one(like: Tensor, dtype: torch.dtype, parts: Sequence[Part]) -> Any:
     """The passes, if they can take a half of a layer whole: its weights laid out are of a size that one call may hold, and adapters are none or in pairs."""
-    if sum(p.weight.numel() for p in parts) > WHOLE or any(n % 2 for p in parts for n in p.weight.shape):
+    if sum(p.weight.numel() for p in parts) > WHOLE or (_adapted(parts) and not rank_in_pairs(dtype, parts)):
         return None
-    return compiled(like, dtype) if not _adapted(parts) or rank_in_pairs(dtype, parts) else None
+    return _compiled(like, dtype, parts)
 
 
 def rank_in_pairs(dtype: torch.dtype, parts: Sequence[Part]) -> int:
-    """Of the adapters that the passes take; 0 where they take none."""
-    return _rank(parts) if dtype == torch.bfloat16 and _paired(parts) else 0
+    """Of the adapters, where the passes take them too: in bfloat16, those of all parts, as they are trained, in float32, of an even rank; else 0."""
+    paired = all(p.a is not None and p.b is not None and p.a.dtype == p.b.dtype == torch.float32 and p.a.shape[0] % 2 == 0 for p in parts)
+    return parts[0].a.shape[0] if dtype == torch.bfloat16 and paired and parts[0].a is not None else 0
 
 
 def any_size(like: Tensor, dtype: torch.dtype) -> bool:
@@ -151,8 +143,8 @@ def as_wanted(found: Sequence[Tensor | None], parts: Sequence[Part], wanted: Seq
     return [g.to(t.dtype) if w and g is not None and t is not None else None for g, w, t in zip(found, wanted, (t for p in parts for t in p), strict=True)]
 
 
-def _forward(c: Any, x: Tensor, parts: Sequence[Part], scale: float, *, in_pairs: bool) -> tuple[list[Tensor], Tensor | None]:
-    rank = _rank(parts) if in_pairs else 0
+def _forward(c: Any, x: Tensor, parts: Sequence[Part], scale: float) -> tuple[list[Tensor], Tensor | None]:
+    rank = rank_in_pairs(x.dtype, parts)
     found = [x.new_empty(x.shape[0], p.weight.shape[0]) for p in parts]
     low = x.new_empty(x.shape[0], len(parts) * rank) if rank else None
     made, _held = structs(parts, x.dtype, found)
@@ -161,7 +153,7 @@ def _forward(c: Any, x: Tensor, parts: Sequence[Part], scale: float, *, in_pairs
 
 
 def _backward(c: Any, gs: Sequence[Tensor], x: Tensor, low: Tensor | None, parts: Sequence[Part], scale: float, wanted: Sequence[bool]) -> tuple[Tensor | None, list[Tensor | None]]:
-    inputs, rank = parts[0].weight.shape[1], 0 if low is None else _rank(parts)
+    inputs, rank = parts[0].weight.shape[1], 0 if low is None else rank_in_pairs(gs[0].dtype, parts)
     made, _held, found = structs_back(parts, gs[0].dtype, gs, wanted[1:], rank)
     g_x = gs[0].new_empty(gs[0].shape[0], inputs) if wanted[0] else None
     c.linears_backward(ctypes.byref(made), len(parts), at(x), gs[0].shape[0], inputs, rank, scale, at(low), at(g_x))
@@ -170,7 +162,3 @@ def _backward(c: Any, gs: Sequence[Tensor], x: Tensor, low: Tensor | None, parts
 
 def _float32(like: Tensor | None, wanted: bool) -> Tensor | None:
     return torch.empty_like(like, dtype=torch.float32) if like is not None and wanted else None
-
-
-def _rank(parts: Sequence[Part]) -> int:
-    return 0 if parts[0].a is None else parts[0].a.shape[0]
